@@ -1,0 +1,1 @@
+"""From a checkpoint to a phone bundle: rewrite, convert, compress, verify, pack."""

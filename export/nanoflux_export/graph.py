@@ -1,0 +1,63 @@
+"""What flows from a family to a target: a torch module in mobile form, and its static shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from torch import nn
+
+from nanoflux_mobile.spec import Component, Scheme
+
+Runner = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
+"""Runs a graph: every input by name to every output by name."""
+
+
+@dataclass(frozen=True)
+class MobileGraph:
+    """A component and the float32 module that computes it.
+
+    The module takes `component.inputs` in order and returns `component.outputs` in order (a bare
+    tensor when there is one).
+    """
+
+    component: Component
+    module: nn.Module
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One lint rule that a saved file breaks, how often, and what would mend it."""
+
+    component: str
+    rule: str
+    count: int
+    advice: str
+
+
+class Target(Protocol):
+    """A runtime: the module `targets/<name>/target.py` has these functions and constants."""
+
+    NAME: str
+    SUFFIX: str
+    COMPUTE_UNIT: str
+    SCHEMES: tuple[str, ...]
+    """Kinds of `Scheme` it can store."""
+
+    def convert(self, graph: MobileGraph, out: Path) -> None:
+        """Write the graph, uncompressed, to `out`."""
+
+    def compress(self, source: Path, scheme: Scheme, out: Path) -> None:
+        """Write `source` with its weights stored as `scheme` to `out`."""
+
+    def load(self, path: Path, component: Component) -> Runner:
+        """A saved file, ready to run on this machine."""
+
+    def lint(self, path: Path, component: str) -> tuple[Finding, ...]:
+        """What would leave the accelerator or slow it down."""
+
+    def tools(self) -> dict[str, str]:
+        """Versions of the packages that made the file."""

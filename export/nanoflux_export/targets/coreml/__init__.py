@@ -1,0 +1,1 @@
+"""Core ML: convert, compress, execute and lint `.mlpackage` files, without a Mac."""

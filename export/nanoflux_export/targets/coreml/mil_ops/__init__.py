@@ -1,0 +1,1 @@
+"""What each MIL op computes; a public function of an op module is the op of that name."""

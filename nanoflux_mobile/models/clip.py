@@ -1,0 +1,139 @@
+"""The CLIP text tower, of which FLUX uses only the pooled state.
+
+Module names are those of transformers' CLIPTextModel, so its checkpoints load without a key map.
+
+Shapes: B batch, S tokens, D model width, H heads, K head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """Sizes of a CLIP text tower, by the names of transformers' config.json."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    max_position_embeddings: int
+    layer_norm_eps: float
+    hidden_act: str
+    eos_token_id: int
+
+    def __post_init__(self) -> None:
+        """Refuse an activation this tower does not have."""
+        if self.hidden_act not in ("quick_gelu", "gelu"):
+            raise ValueError(f"hidden_act {self.hidden_act!r} is not one of quick_gelu, gelu")
+
+
+class Embeddings(nn.Module):
+    """Token plus learned position."""
+
+    def __init__(self, cfg: ClipConfig) -> None:
+        super().__init__()
+        self.token_embedding = nn.Embedding(cfg.vocab_size, cfg.hidden_size)
+        self.position_embedding = nn.Embedding(cfg.max_position_embeddings, cfg.hidden_size)
+
+    def forward(self, ids_BS: Tensor) -> Tensor:
+        """(B, S) -> (B, S, D)."""
+        return self.token_embedding(ids_BS) + self.position_embedding.weight[: ids_BS.shape[1]]
+
+
+class CausalAttention(nn.Module):
+    """Each token sees itself and those before it."""
+
+    def __init__(self, cfg: ClipConfig) -> None:
+        super().__init__()
+        width = cfg.hidden_size
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.q_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+        self.heads = cfg.num_attention_heads
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        """Same shape in and out."""
+        q, k, v = (
+            f(x_BSD).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for f in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        y_BHSK = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out_proj(y_BHSK.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """Two linears around the activation of the config."""
+
+    def __init__(self, cfg: ClipConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(cfg.hidden_size, cfg.intermediate_size)
+        self.fc2 = nn.Linear(cfg.intermediate_size, cfg.hidden_size)
+        self.quick = cfg.hidden_act == "quick_gelu"
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        """Same shape in and out."""
+        h = self.fc1(x_BSD)
+        return self.fc2(h * torch.sigmoid(1.702 * h) if self.quick else F.gelu(h))
+
+
+class Layer(nn.Module):
+    """Pre-norm attention and feed-forward."""
+
+    def __init__(self, cfg: ClipConfig) -> None:
+        super().__init__()
+        self.self_attn = CausalAttention(cfg)
+        self.layer_norm1 = nn.LayerNorm(cfg.hidden_size, cfg.layer_norm_eps)
+        self.mlp = FeedForward(cfg)
+        self.layer_norm2 = nn.LayerNorm(cfg.hidden_size, cfg.layer_norm_eps)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        """Same shape in and out."""
+        x_BSD = x_BSD + self.self_attn(self.layer_norm1(x_BSD))
+        return x_BSD + self.mlp(self.layer_norm2(x_BSD))
+
+
+class Layers(nn.Module):
+    """The list transformers calls `encoder.layers`."""
+
+    def __init__(self, cfg: ClipConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(cfg) for _ in range(cfg.num_hidden_layers))
+
+
+class TextTransformer(nn.Module):
+    """Embeddings, layers, last norm."""
+
+    def __init__(self, cfg: ClipConfig) -> None:
+        super().__init__()
+        self.embeddings = Embeddings(cfg)
+        self.encoder = Layers(cfg)
+        self.final_layer_norm = nn.LayerNorm(cfg.hidden_size, cfg.layer_norm_eps)
+
+
+class ClipText(nn.Module):
+    """Token ids to the pooled state: the last norm's output at the end-of-text token."""
+
+    def __init__(self, cfg: ClipConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.text_model = TextTransformer(cfg)
+
+    def forward(self, ids_BS: Tensor) -> Tensor:
+        """(B, S) ids -> (B, D)."""
+        x_BSD = self.text_model.embeddings(ids_BS)
+        for layer in self.text_model.encoder.layers:
+            x_BSD = layer(x_BSD)
+        x_BSD = self.text_model.final_layer_norm(x_BSD)
+        # Checkpoints saved before transformers 4.30 carry eos_token_id 2, which their vocabulary
+        # does not use as the end of text; there it is the highest id.
+        legacy = self.cfg.eos_token_id == 2
+        ends = ids_BS.argmax(1) if legacy else (ids_BS == self.cfg.eos_token_id).int().argmax(1)
+        return x_BSD[torch.arange(len(ids_BS)), ends]

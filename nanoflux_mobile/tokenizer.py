@@ -1,0 +1,78 @@
+"""Tokenizers read from the files a checkpoint ships: T5's unigram, CLIP's byte pairs.
+
+Both run on the `tokenizers` library; nothing here knows a vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from nanoflux_mobile.errors import InputError
+
+CLIP_WORDS = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
+    r"|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+)
+CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
+
+
+@dataclass(frozen=True)
+class TokenIds:
+    """Ids of one prompt, int32 (1, length), padded; `dropped` counts tokens that did not fit."""
+
+    ids: np.ndarray
+    dropped: int
+
+
+def clip_tokenizer(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
+    """CLIP's tokenizer from its two tables."""
+    tokenizer = Tokenizer(
+        models.BPE(vocab, merges, end_of_word_suffix="</w>", unk_token=CLIP_END)
+    )
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(CLIP_WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{CLIP_START} $A {CLIP_END}",
+        special_tokens=[(CLIP_START, vocab[CLIP_START]), (CLIP_END, vocab[CLIP_END])],
+    )
+    return tokenizer
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a folder: tokenizer.json, or CLIP's vocab.json with merges.txt."""
+    try:
+        if (folder / "tokenizer.json").is_file():
+            return Tokenizer.from_file(str(folder / "tokenizer.json"))
+        vocab = json.loads((folder / "vocab.json").read_text("utf-8"))
+        lines = (folder / "merges.txt").read_text("utf-8").splitlines()
+        pairs = [line.split() for line in lines if line and not line.startswith("#version")]
+        return clip_tokenizer(vocab, [(a, b) for a, b in pairs])
+    except FileNotFoundError as missing:
+        raise InputError(
+            f"{folder} holds no tokenizer: expected tokenizer.json, or vocab.json and merges.txt"
+        ) from missing
+    except Exception as broken:  # the tokenizers library raises bare Exception on a bad file
+        raise InputError(f"the tokenizer in {folder} cannot be read: {broken}") from broken
+
+
+def encode(tokenizer: Tokenizer, text: str, length: int, pad: str) -> TokenIds:
+    """Ids of `text`, cut or padded with the token `pad` to `length`; the end token always stays."""
+    pad_id = tokenizer.token_to_id(pad)
+    if pad_id is None:
+        raise InputError(f"the tokenizer has no padding token {pad!r}")
+    ids = tokenizer.encode(text).ids
+    kept = ids if len(ids) <= length else [*ids[: length - 1], ids[-1]]
+    row = kept + [pad_id] * (length - len(kept))
+    return TokenIds(np.array([row], np.int32), len(ids) - len(kept))
