@@ -13,6 +13,7 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from nanoflux_mobile.errors import InputError
+from nanoflux_mobile.storage import write_file
 
 CLIP_WORDS = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
@@ -76,3 +77,13 @@ def encode(tokenizer: Tokenizer, text: str, length: int, pad: str) -> TokenIds:
     kept = ids if len(ids) <= length else [*ids[: length - 1], ids[-1]]
     row = kept + [pad_id] * (length - len(kept))
     return TokenIds(np.array([row], np.int32), len(ids) - len(kept))
+
+
+def save_clip(tokenizer: Tokenizer, folder: Path, length: int) -> None:
+    """Write a CLIP tokenizer as its two tables, the form FLUX checkpoints ship."""
+    model = json.loads(tokenizer.to_str())["model"]
+    lines = [f"{a} {b}" for a, b in model["merges"]]
+    write_file(folder / "vocab.json", json.dumps(model["vocab"], ensure_ascii=False))
+    write_file(folder / "merges.txt", "\n".join(["#version: 0.2", *lines, ""]))
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": length}
+    write_file(folder / "tokenizer_config.json", json.dumps(config))

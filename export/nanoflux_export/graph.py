@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 from torch import nn
 
+from nanoflux_mobile.drawing import Runner
+from nanoflux_mobile.manifest import Finding
 from nanoflux_mobile.spec import Component, Scheme
 
-Runner = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
-"""Runs a graph: every input by name to every output by name."""
+__all__ = ["Finding", "MobileGraph", "Runner", "Target"]
 
 
 @dataclass(frozen=True)
@@ -26,16 +25,6 @@ class MobileGraph:
 
     component: Component
     module: nn.Module
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One lint rule that a saved file breaks, how often, and what would mend it."""
-
-    component: str
-    rule: str
-    count: int
-    advice: str
 
 
 class Target(Protocol):

@@ -1,0 +1,1 @@
+"""Making the student: one file per cut."""

@@ -145,7 +145,7 @@ def train_teacher(frozen: Frozen, out: Path, steps: int, batch: int, seed: int) 
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         key = seed * 1_000_003 + step
-        return flow_loss(model, fresh_batch(frozen, key, batch, 0.1), rope, key, step < 0.7 * steps), {}
+        return flow_loss(model, fresh_batch(frozen, key, batch, 0.1), rope, key, step < 0.8 * steps), {}
 
     config = TrainConfig(steps, lr=2e-3, warmup=50, ema=0.99, save_every_s=60, log_every=10)
     return train(model, loss_of, config, out)

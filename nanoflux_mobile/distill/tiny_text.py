@@ -126,10 +126,3 @@ def train_text(root: Path, out: Path, steps: int, batch: int, seed: int) -> Text
         return loss_t5 + loss_clip, {"t5_right": right_t5, "clip_right": right_clip}
 
     return train(model, loss_of, TrainConfig(steps=steps, lr=2e-3, ema=0.99, weight_decay=0.03), out)
-
-
-if __name__ == "__main__":
-    import sys
-
-    torch.set_num_threads(1)
-    train_text(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), 64, 0)

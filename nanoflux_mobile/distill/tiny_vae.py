@@ -65,9 +65,3 @@ def train_vae(out: Path, steps: int, batch: int, seed: int) -> Autoencoder:
         return vae_loss(model, pictures(seed * 1_000_003 + step, batch), noise, min(1.0, step / (0.5 * steps)) ** 2)
 
     return train(model, loss_of, TrainConfig(steps=steps, lr=2e-3, ema=0.995), out)
-
-
-if __name__ == "__main__":
-    import sys
-
-    train_vae(Path(sys.argv[1]), int(sys.argv[2]), 8, 0)

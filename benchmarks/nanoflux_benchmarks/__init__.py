@@ -1,0 +1,1 @@
+"""Root of the latency reports and their gate; this release ships neither."""

@@ -1,0 +1,111 @@
+"""Bundles on disk: writing one, opening one, running one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from nanoflux_export.graph import Target
+from nanoflux_mobile import plugins
+from nanoflux_mobile.drawing import Canvas, Graphs
+from nanoflux_mobile.errors import CheckFailed, InputError
+from nanoflux_mobile.manifest import Artifact, ComponentEntry, Manifest, MemoryStep, read_manifest
+from nanoflux_mobile.sampler import Schedule
+from nanoflux_mobile.storage import file_sha256
+from nanoflux_mobile.tokenizer import TokenIds, encode, load_tokenizer
+
+GOLDEN, TABLES = "golden/tensors.safetensors", "step_tables.safetensors"
+PICTURE, REQUEST = "golden/image.png", "golden/golden.json"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: every file is there and has the sha256 its manifest states."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def schedule(self) -> Schedule:
+        """The noise levels it was made for."""
+        return Schedule(self.manifest.sigmas)
+
+    @property
+    def canvas(self) -> Canvas:
+        """Geometry of its latents."""
+        canvas = self.manifest.canvas
+        return Canvas(canvas.channels, canvas.height, canvas.width, canvas.patch)
+
+
+def target_named(name: str) -> Target:
+    """The functions of a runtime, by the name of its folder."""
+    plugins.load("nanoflux_export.targets", name)
+    return plugins.load(f"nanoflux_export.targets.{name}", "target")  # type: ignore[return-value]
+
+
+def artifacts(folder: Path) -> tuple[Artifact, ...]:
+    """Every file below a folder, with hash and size, in the order of their paths."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return tuple(
+        Artifact(path.relative_to(folder).as_posix(), file_sha256(path), path.stat().st_size)
+        for path in files
+    )
+
+
+def open_bundle(path: Path) -> Bundle:
+    """A bundle whose files all match its manifest.
+
+    CheckFailed names the first file that is missing, changed or not listed; nothing of a bundle is
+    handed to a runtime before this has passed.
+    """
+    manifest = read_manifest(path)
+    listed = {file.path: file for file in manifest.files}
+    present = {file.path: file for file in artifacts(path) if file.path != "manifest.json"}
+    for name, file in listed.items():
+        if name not in present:
+            raise CheckFailed(f"{path}: {name} is missing; export the bundle again")
+        if present[name].sha256 != file.sha256:
+            raise CheckFailed(
+                f"{path}: {name} was changed after it was made (sha256 {present[name].sha256[:12]}, "
+                f"the manifest says {file.sha256[:12]}); export the bundle again"
+            )
+    if extra := sorted(present.keys() - listed.keys()):
+        raise CheckFailed(f"{path}: {extra[0]} is not in the manifest; remove it or export again")
+    return Bundle(path, manifest)
+
+
+def saved_graphs(bundle: Bundle) -> Graphs:
+    """The bundle's own files, loaded into their runtime on this machine."""
+    target = target_named(bundle.manifest.target)
+    runners = {
+        entry.name: target.load(bundle.path / entry.path, entry.component)
+        for entry in bundle.manifest.components
+    }
+    try:
+        return Graphs(**runners)
+    except TypeError as wrong:
+        raise InputError(f"{bundle.path} lacks a graph this family needs: {wrong}") from wrong
+
+
+def bundle_tokens(bundle: Bundle, prompt: str) -> TokenIds:
+    """A prompt as the bundle's text encoder takes it."""
+    entry = bundle.manifest.tokenizer
+    tokenizer = load_tokenizer((bundle.path / entry.path).parent)
+    return encode(tokenizer, prompt, entry.length, entry.pad)
+
+
+def step_tables(bundle: Bundle) -> np.ndarray:
+    """Modulation of every step, float32 (steps, 1, D, 1, N)."""
+    return load_file(bundle.path / TABLES)["step_tables"]  # type: ignore[no-any-return]
+
+
+def memory_plan(entries: tuple[ComponentEntry, ...]) -> tuple[MemoryStep, ...]:
+    """Load, run and drop one graph after another, so that the largest alone sets the peak."""
+    return tuple(
+        MemoryStep(action, entry.name, entry.weight_bytes if action != "unload" else 0)
+        for entry in entries
+        for action in ("load", "run", "unload")
+    )

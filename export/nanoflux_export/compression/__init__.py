@@ -1,0 +1,1 @@
+"""How weights are stored: which ones, and the palettes and integers that stand for them."""

@@ -1,0 +1,1 @@
+"""The graphs each family ships, one module per family, found by its name."""

@@ -1,0 +1,1 @@
+"""Whole networks in mobile form: BC1S layout, static shapes, rank at most 4."""

@@ -1,0 +1,151 @@
+"""The Static-LN diffusion transformer in mobile form.
+
+Nothing of time, pooled text or modulation is computed here: this step's rows are an input.
+
+Shapes: S image tokens, T text tokens, L = T + S, C token channels, D width, H heads, K head width,
+J text width, N modulation rows; every activation is (1, channels, 1, length).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nanoflux_export.rewrites.channel_norm import ChannelRMSNorm, channel_layer_norm
+from nanoflux_export.rewrites.conv1x1 import conv1x1
+from nanoflux_export.rewrites.half_split_rope import evens_first, evens_first_rows, rotate_halves
+from nanoflux_export.rewrites.head_attention import attend, split_heads
+from nanoflux_mobile.models.nanoflux import (
+    Attention,
+    DoubleBlock,
+    FeedForward,
+    NanoFlux,
+    Rope,
+    SingleBlock,
+)
+
+Tables = tuple[Tensor, Tensor]
+"""Cosine and sine, each (1, 1, K/2, L)."""
+QKV = tuple[Tensor, Tensor, Tensor]
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Normalise over channels, scale by 1 + scale, shift; rows are (1, D, 1, 1)."""
+    return channel_layer_norm(x) * (1.0 + scale) + shift
+
+
+class MobileQKV(nn.Module):
+    """Queries, keys and values of one stream, per head, normed, ready for half-split RoPE."""
+
+    def __init__(
+        self, q: nn.Linear, k: nn.Linear, v: nn.Linear, norms: tuple[nn.RMSNorm, ...], heads: int
+    ) -> None:
+        super().__init__()
+        width = q.out_features // heads
+        rows, order = evens_first_rows(heads, width), evens_first(width)
+        self.heads = heads
+        self.q, self.k, self.v = conv1x1(q, rows), conv1x1(k, rows), conv1x1(v)
+        self.norm_q = ChannelRMSNorm(norms[0].weight[order] * width**-0.5, norms[0].eps, axis=2)
+        self.norm_k = ChannelRMSNorm(norms[1].weight[order], norms[1].eps, axis=2)
+
+    def forward(self, x: Tensor) -> QKV:
+        """(1, D, 1, L) -> three of (1, H, K, L); queries carry the factor 1/sqrt(K)."""
+        q, k, v = (split_heads(f(x), self.heads) for f in (self.q, self.k, self.v))
+        return self.norm_q(q), self.norm_k(k), v
+
+
+def _main(source: Attention) -> MobileQKV:
+    norms = (source.norm_q, source.norm_k)
+    return MobileQKV(source.to_q, source.to_k, source.to_v, norms, source.heads)
+
+
+def _added(source: Attention) -> MobileQKV:
+    norms = (source.norm_added_q, source.norm_added_k)
+    projections = (source.add_q_proj, source.add_k_proj, source.add_v_proj)
+    return MobileQKV(*projections, norms, source.heads)
+
+
+def rotary_attend(qkv: QKV, tables: Tables) -> Tensor:
+    """Attention with rotated queries and keys, (1, D, 1, L)."""
+    q, k, v = qkv
+    return attend(rotate_halves(q, *tables), rotate_halves(k, *tables), v, None)
+
+
+class MobileFeedForward(nn.Module):
+    """Four times the width and back."""
+
+    def __init__(self, source: FeedForward) -> None:
+        super().__init__()
+        self.up, self.down = conv1x1(source.net[0].proj), conv1x1(source.net[2])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(1, D, 1, L) in and out."""
+        return self.down(F.gelu(self.up(x), approximate="tanh"))
+
+
+class MobileDoubleBlock(nn.Module):
+    """Image and text with their own weights, one attention."""
+
+    def __init__(self, source: DoubleBlock) -> None:
+        super().__init__()
+        self.image, self.text = _main(source.attn), _added(source.attn)
+        self.image_out = conv1x1(source.attn.to_out[0])
+        self.text_out = conv1x1(source.attn.to_add_out)
+        self.image_feed = MobileFeedForward(source.ff)
+        self.text_feed = MobileFeedForward(source.ff_context)
+
+    def forward(
+        self, x: Tensor, y: Tensor, m: tuple[Tensor, ...], tables: Tables
+    ) -> tuple[Tensor, Tensor]:
+        """Image (1, D, 1, S) and text (1, D, 1, T), each in and out; `m` holds twelve rows."""
+        image, text = self.image(modulate(x, m[0], m[1])), self.text(modulate(y, m[6], m[7]))
+        q, k, v = (torch.cat(pair, 3) for pair in zip(text, image, strict=True))
+        joint = rotary_attend((q, k, v), tables)
+        length = y.shape[3]
+        x = x + m[2] * self.image_out(joint[:, :, :, length:])
+        y = y + m[8] * self.text_out(joint[:, :, :, :length])
+        x = x + m[5] * self.image_feed(modulate(x, m[3], m[4]))
+        y = y + m[11] * self.text_feed(modulate(y, m[9], m[10]))
+        return x, y
+
+
+class MobileSingleBlock(nn.Module):
+    """One sequence, attention and MLP side by side."""
+
+    def __init__(self, source: SingleBlock) -> None:
+        super().__init__()
+        self.qkv = _main(source.attn)
+        self.mlp, self.out = conv1x1(source.proj_mlp), conv1x1(source.proj_out)
+
+    def forward(self, x: Tensor, m: tuple[Tensor, ...], tables: Tables) -> Tensor:
+        """(1, D, 1, L) in and out; `m` holds three rows."""
+        h = modulate(x, m[0], m[1])
+        mlp = F.gelu(self.mlp(h), approximate="tanh")
+        return x + m[2] * self.out(torch.cat((rotary_attend(self.qkv(h), tables), mlp), 1))
+
+
+class MobileDenoiser(nn.Module):
+    """Velocity of packed latents for one step's table."""
+
+    def __init__(self, source: NanoFlux, rope: Rope) -> None:
+        super().__init__()
+        self.cos, self.sin = (
+            nn.Parameter(table.T[None, None].contiguous(), requires_grad=False) for table in rope
+        )
+        self.x_embedder = conv1x1(source.x_embedder)
+        self.context_embedder = conv1x1(source.context_embedder)
+        self.doubles = nn.ModuleList(MobileDoubleBlock(b) for b in source.transformer_blocks)
+        self.singles = nn.ModuleList(MobileSingleBlock(b) for b in source.single_transformer_blocks)
+        self.proj_out = conv1x1(source.proj_out)
+
+    def forward(self, latents: Tensor, text_states: Tensor, step_table: Tensor) -> Tensor:
+        """(1, C, 1, S), (1, J, 1, T), (1, D, 1, N) -> velocity (1, C, 1, S)."""
+        rows, tables = step_table.split(1, 3), (self.cos, self.sin)
+        x, y = self.x_embedder(latents), self.context_embedder(text_states)
+        for i, block in enumerate(self.doubles):
+            x, y = block(x, y, rows[12 * i : 12 * i + 12], tables)
+        h, start = torch.cat((y, x), 3), 12 * len(self.doubles)
+        for i, block in enumerate(self.singles):
+            h = block(h, rows[start + 3 * i : start + 3 * i + 3], tables)
+        return self.proj_out(modulate(h[:, :, :, y.shape[3] :], rows[-2], rows[-1]))

@@ -1,0 +1,85 @@
+"""The T5 encoder in mobile form.
+
+Shapes: T tokens, D model width, H heads, K head width; every activation is (1, D, 1, T).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nanoflux_export.rewrites.channel_norm import ChannelRMSNorm
+from nanoflux_export.rewrites.conv1x1 import conv1x1
+from nanoflux_export.rewrites.head_attention import attend, split_heads
+from nanoflux_mobile.models.t5 import Block, GatedFeedForward, ReluFeedForward, RMSNorm, T5Encoder
+
+
+def _norm(norm: RMSNorm) -> ChannelRMSNorm:
+    return ChannelRMSNorm(norm.weight, norm.eps)
+
+
+class MobileReluFeedForward(nn.Module):
+    """The v1.0 feed-forward."""
+
+    def __init__(self, source: ReluFeedForward) -> None:
+        super().__init__()
+        self.wi, self.wo = conv1x1(source.wi), conv1x1(source.wo)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(1, D, 1, T) in and out."""
+        return self.wo(F.relu(self.wi(x)))
+
+
+class MobileGatedFeedForward(nn.Module):
+    """The v1.1 feed-forward."""
+
+    def __init__(self, source: GatedFeedForward) -> None:
+        super().__init__()
+        self.wi_0, self.wi_1 = conv1x1(source.wi_0), conv1x1(source.wi_1)
+        self.wo = conv1x1(source.wo)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(1, D, 1, T) in and out."""
+        return self.wo(F.gelu(self.wi_0(x), approximate="tanh") * self.wi_1(x))
+
+
+class MobileBlock(nn.Module):
+    """One encoder layer."""
+
+    def __init__(self, source: Block) -> None:
+        super().__init__()
+        attention, feed = source.layer
+        inner = attention.SelfAttention
+        self.heads = inner.heads
+        self.q, self.k, self.v, self.o = (conv1x1(m) for m in (inner.q, inner.k, inner.v, inner.o))
+        self.attention_norm, self.feed_norm = _norm(attention.layer_norm), _norm(feed.layer_norm)
+        dense = feed.DenseReluDense
+        gated = isinstance(dense, GatedFeedForward)
+        self.feed = MobileGatedFeedForward(dense) if gated else MobileReluFeedForward(dense)
+
+    def forward(self, x_ODOT: Tensor, bias_OHTT: Tensor) -> Tensor:
+        """(1, D, 1, T) in and out."""
+        h = self.attention_norm(x_ODOT)
+        q, k, v = (split_heads(f(h), self.heads) for f in (self.q, self.k, self.v))
+        x_ODOT = x_ODOT + self.o(attend(q, k, v, bias_OHTT))
+        return x_ODOT + self.feed(self.feed_norm(x_ODOT))
+
+
+class MobileTextEncoder(nn.Module):
+    """Token ids (1, T) to text states (1, D, 1, T); the position bias is a constant of the graph."""
+
+    def __init__(self, source: T5Encoder, tokens: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding.from_pretrained(source.shared.weight.detach())
+        bias = source.position_bias(tokens)[None].detach().clone()
+        self.bias = nn.Parameter(bias, requires_grad=False)
+        self.blocks = nn.ModuleList(MobileBlock(block) for block in source.encoder.block)
+        self.norm = _norm(source.encoder.final_layer_norm)
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """int32 (1, T) -> (1, D, 1, T)."""
+        x_ODOT = self.embedding(token_ids).transpose(1, 2).unsqueeze(2)
+        for block in self.blocks:
+            x_ODOT = block(x_ODOT, self.bias)
+        return self.norm(x_ODOT)

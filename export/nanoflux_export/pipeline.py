@@ -1,0 +1,132 @@
+"""From a checkpoint to verified bundles, one for each target of the recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanoflux_export import golden as golden_run
+from nanoflux_export.assemble import describe, fill
+from nanoflux_export.bundle import Bundle, target_named
+from nanoflux_export.compression.rounding import rounded
+from nanoflux_export.golden import Tensors, torch_runner
+from nanoflux_export.graph import MobileGraph, Target
+from nanoflux_export.student import Student, check_recipe, golden_request, make_student
+from nanoflux_export.verify import verify
+from nanoflux_export.work import Journal, once
+from nanoflux_mobile import plugins
+from nanoflux_mobile.drawing import Graphs
+from nanoflux_mobile.errors import CheckFailed, InputError
+from nanoflux_mobile.manifest import FILE, Manifest, manifest_json
+from nanoflux_mobile.parity import Parity
+from nanoflux_mobile.spec import Recipe, parse_scheme
+from nanoflux_mobile.storage import staged_folder, write_file
+
+WORK = ".work"
+"""Folder next to the bundles that holds finished steps, so that any run can resume."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """One finished bundle."""
+
+    path: Path
+    manifest: Manifest
+
+
+def export(checkpoint: Path, recipe: Recipe, out: Path, journal: Journal) -> tuple[Exported, ...]:
+    """Make and verify one bundle per target of the recipe, at OUT/<recipe>-<target>.
+
+    Steps already done by an earlier run, finished or killed, are reused from OUT/.work.
+    InputError for a checkpoint or recipe that does not fit; CheckFailed if a saved file misses a
+    parity floor, in which case that bundle does not appear.
+    """
+    known = plugins.names("nanoflux_export.targets")
+    if unknown := sorted(set(recipe.targets) - set(known)):
+        names = ", ".join(known)
+        raise InputError(f"recipe {recipe.name} names target {unknown[0]!r}; known: {names}")
+    with journal.step("load the checkpoint and make its student"):
+        student = make_student(checkpoint, recipe)
+    check_recipe(student, recipe)
+    return tuple(
+        export_target(student, recipe, target_named(name), out, journal)
+        for name in sorted(recipe.targets)
+    )
+
+
+def export_target(
+    student: Student, recipe: Recipe, target: Target, out: Path, journal: Journal
+) -> Exported:
+    """One target's bundle; it appears only once its saved files have passed."""
+    files = {
+        graph.component.name: saved_file(student, graph, target, recipe, out / WORK, journal)
+        for graph in student.graphs
+    }
+    with journal.step(f"{target.NAME}: golden run in PyTorch"):
+        golden = record_golden(student, recipe, target)
+    final = out / f"{recipe.name}-{target.NAME}"
+    with staged_folder(final) as folder:
+        fill(folder, student, recipe, files, golden)
+        manifest = judge(folder, describe(folder, student, recipe, target), journal)
+        write_file(folder / FILE, manifest_json(manifest))
+    return Exported(final, manifest)
+
+
+def saved_file(
+    student: Student,
+    graph: MobileGraph,
+    target: Target,
+    recipe: Recipe,
+    work: Path,
+    journal: Journal,
+) -> Path:
+    """A component's package in the work folder, converted once and stored once per scheme."""
+    name = graph.component.name
+    scheme = parse_scheme(recipe.targets[target.NAME].components[name].scheme)
+    inputs = {"student": student.key, "tools": target.tools()}
+    package = f"{name}{target.SUFFIX}"
+    dense = once(
+        work,
+        f"{target.NAME}: convert {name}",
+        inputs,
+        lambda folder: target.convert(graph, folder / package),
+        journal,
+    )
+    stored = once(
+        work,
+        f"{target.NAME}: store {name} as {scheme}",
+        inputs,
+        lambda folder: target.compress(dense / package, scheme, folder / package),
+        journal,
+    )
+    return stored / package
+
+
+def record_golden(student: Student, recipe: Recipe, target: Target) -> Tensors:
+    """The golden run by the student as trained, and by its mobile form on the shipped weights."""
+    runners = {}
+    for graph in student.graphs:
+        wanted = recipe.targets[target.NAME].components[graph.component.name]
+        shipped = rounded(graph.module, parse_scheme(wanted.scheme))
+        runners[graph.component.name] = torch_runner(MobileGraph(graph.component, shipped))
+    as_trained = student.family.graphs(student.parts)
+    return golden_run.record(golden_request(student, recipe), as_trained, Graphs(**runners))
+
+
+def judge(folder: Path, manifest: Manifest, journal: Journal) -> Manifest:
+    """The manifest with parity and lint of the files in `folder`; CheckFailed below a floor."""
+    found = verify(Bundle(folder, manifest), journal)
+    if found.failed:
+        said = "; ".join(map(explain, found.failed))
+        raise CheckFailed(f"{manifest.recipe.name}-{manifest.target}: {said}")
+    return dataclasses.replace(manifest, parity=found.parity, lint=found.lint)
+
+
+def explain(figure: Parity) -> str:
+    """One figure below its floor, in words."""
+    against = {"rounded": "PyTorch on the same rounded weights", "fp32": "PyTorch in float32"}
+    return (
+        f"{figure.component} agrees to {figure.psnr_db:.1f} dB with {against[figure.reference]}, "
+        f"its floor is {figure.floor_db:.1f} dB"
+    )

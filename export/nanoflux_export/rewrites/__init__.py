@@ -1,0 +1,1 @@
+"""Mobile rewrites, one per file, each equal to what it replaces in float32."""

@@ -1,0 +1,76 @@
+"""The student a recipe asks for, out of a checkpoint, and whether the recipe fits it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nanoflux_export.bundle import target_named
+from nanoflux_export.golden import Request
+from nanoflux_export.graph import MobileGraph
+from nanoflux_mobile import plugins
+from nanoflux_mobile.checkpoint import open_checkpoint
+from nanoflux_mobile.errors import InputError
+from nanoflux_mobile.spec import Recipe, content_digest, parse_scheme
+
+GOLDEN_SEED = 0
+
+
+@dataclass(frozen=True)
+class Student:
+    """A checkpoint turned into what gets exported; `key` names its weights and settings.
+
+    `family` is the family's module in nanoflux_mobile.families, `parts` what its `load` returned.
+    """
+
+    parts: Any
+    family: Any
+    graphs: tuple[MobileGraph, ...]
+    source_sha256: str
+    key: str
+
+
+def make_student(checkpoint: Path, recipe: Recipe) -> Student:
+    """The student of a checkpoint under a recipe, and its mobile graphs."""
+    opened = open_checkpoint(checkpoint)
+    if opened.family != recipe.family:
+        raise InputError(
+            f"recipe {recipe.name} is for the family {recipe.family}, "
+            f"but {checkpoint} is of {opened.family}"
+        )
+    family = plugins.load("nanoflux_mobile.families", opened.family)
+    student = family.make_student(family.load(opened), recipe.steps, recipe.calibration_prompts)
+    source = opened.digest()
+    key = content_digest([source, recipe.steps, list(recipe.calibration_prompts)])
+    graphs = plugins.load("nanoflux_export.families", opened.family).graphs(student)
+    return Student(student, family, graphs, source, key)
+
+
+def check_recipe(student: Student, recipe: Recipe) -> None:
+    """Refuse, before any work, a recipe that does not cover exactly the student's graphs."""
+    names = [graph.component.name for graph in student.graphs]
+    for target_name, wanted in recipe.targets.items():
+        where = f"recipe {recipe.name}, targets.{target_name}"
+        accepted = target_named(target_name).SCHEMES
+        if sorted(wanted.components) != sorted(names):
+            given = ", ".join(sorted(wanted.components))
+            raise InputError(f"{where} has components {given}; the family has {', '.join(names)}")
+        for name, component in wanted.components.items():
+            if parse_scheme(component.scheme).kind not in accepted:
+                raise InputError(
+                    f"{where}.components.{name}: {target_name} cannot store {component.scheme}; "
+                    f"it stores {', '.join(accepted)}"
+                )
+
+
+def golden_request(student: Student, recipe: Recipe) -> Request:
+    """The recipe's first calibration prompt, from seed 0."""
+    prompt, family, parts = recipe.calibration_prompts[0], student.family, student.parts
+    return Request(
+        family.tokens(parts, prompt).ids,
+        family.step_tables(parts, prompt, recipe.steps),
+        family.noise_levels(parts, recipe.steps),
+        parts.canvas,
+        GOLDEN_SEED,
+    )

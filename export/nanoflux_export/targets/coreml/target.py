@@ -1,0 +1,78 @@
+"""Core ML: .mlpackage files for the Neural Engine, made, run and checked without a Mac."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from nanoflux_mobile.errors import InputError
+from nanoflux_mobile.spec import Component, Scheme
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from nanoflux_export.graph import Finding, MobileGraph, Runner
+
+NAME = "coreml"
+SUFFIX = ".mlpackage"
+COMPUTE_UNIT = "cpuAndNeuralEngine"
+SCHEMES = ("fp16", "palette")
+
+_TOOLS = ("coremltools", "torch")
+
+
+def convert(graph: MobileGraph, out: Path) -> None:
+    """Write the graph, uncompressed, to `out`; see `convert.convert`."""
+    from nanoflux_export.targets.coreml import convert as converting
+
+    converting.convert(graph, out)
+
+
+def compress(source: Path, scheme: Scheme, out: Path) -> None:
+    """Write `source` with its weights stored as `scheme` to `out`; see `compress.compress`."""
+    from nanoflux_export.targets.coreml import compress as compressing
+
+    compressing.compress(source, scheme, out)
+
+
+def load(
+    path: Path, component: Component, *, precision: Literal["fp32", "fp16"] = "fp32"
+) -> Runner:
+    """The package at `path`, ready to run here.
+
+    "fp32" computes in float32 on the stored weights: what then differs from PyTorch is a wrong
+    graph or a wrong weight, never a rounding that each phone does in its own way. "fp16" rounds
+    every result that the program declares half precision, which foretells a phone.
+
+    Raises:
+        InputError: no readable package there, or its inputs and outputs are not the component's.
+    """
+    from nanoflux_export.targets.coreml import executor
+
+    run = executor.load(path, precision=precision)
+    for specs, declared in ((component.inputs, run.inputs), (component.outputs, run.outputs)):
+        wanted = {spec.name: spec.shape for spec in specs}
+        found = {name: kind.shape for name, kind in declared.items()}
+        if wanted != found:
+            raise InputError(
+                f"{path} has {found}, but {component.name} has {wanted}; export it again"
+            )
+
+    def runner(inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        return run(**inputs)
+
+    return runner
+
+
+def lint(path: Path, component: str) -> tuple[Finding, ...]:
+    """What would leave the Neural Engine or slow it down; see `lint.lint`."""
+    from nanoflux_export.targets.coreml import lint as linting
+
+    return linting.lint(path, component)
+
+
+def tools() -> dict[str, str]:
+    """Versions of the packages that made the file."""
+    return {name: version(name) for name in _TOOLS}

@@ -1,0 +1,1 @@
+"""LiteRT: convert, compress, run and lint `.tflite` files."""

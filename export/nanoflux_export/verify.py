@@ -1,0 +1,121 @@
+"""Proof that the shipped files are right: hashes, lint, and parity of the saved files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nanoflux_export.bundle import GOLDEN, Bundle, saved_graphs, target_named
+from nanoflux_export.golden import (
+    REFERENCES,
+    Request,
+    Tensors,
+    answers,
+    draw_request,
+    load_golden,
+    probes,
+)
+from nanoflux_export.student import GOLDEN_SEED
+from nanoflux_export.work import Journal
+from nanoflux_mobile.drawing import Graphs
+from nanoflux_mobile.errors import InputError
+from nanoflux_mobile.manifest import Finding
+from nanoflux_mobile.parity import Parity, psnr_db
+from nanoflux_mobile.spec import Floors
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What verifying found: parity of every component and of the image, and lint."""
+
+    parity: tuple[Parity, ...]
+    lint: tuple[Finding, ...]
+
+    @property
+    def failed(self) -> tuple[Parity, ...]:
+        """Figures below their floor."""
+        return tuple(figure for figure in self.parity if not figure.holds)
+
+
+def component_parity(
+    name: str, outputs: list[np.ndarray], golden: Tensors, floors: Floors
+) -> tuple[Parity, ...]:
+    """Worst PSNR over the probes of one component, against both references."""
+    by_reference = {"rounded": floors.graph, "fp32": floors.quality}
+    return tuple(
+        Parity(
+            name,
+            reference,
+            min(
+                psnr_db(output, golden[f"{reference}.{name}.{i}"])
+                for i, output in enumerate(outputs)
+            ),
+            by_reference[reference],
+        )
+        for reference in REFERENCES
+    )
+
+
+def measure(
+    graphs: Graphs,
+    golden: Tensors,
+    request: Request,
+    floors: Mapping[str, Floors],
+    image: Floors,
+    journal: Journal,
+) -> tuple[Parity, ...]:
+    """Parity of loaded graphs with the golden run, component by component, then of the image."""
+    figures: list[Parity] = []
+    for name, inputs in probes(golden, request.schedule.steps).items():
+        with journal.step(f"run {name}"):
+            outputs = answers(name, graphs, inputs)
+        figures += component_parity(name, outputs, golden, floors[name])
+    with journal.step("draw the golden image"):
+        drawn = draw_request(graphs, request).image
+    figures += [
+        Parity("image", "rounded", psnr_db(drawn, golden["rounded.image"]), image.graph),
+        Parity("image", "fp32", psnr_db(drawn, golden["fp32.image"]), image.quality),
+    ]
+    return tuple(figures)
+
+
+def lint(bundle_path: Path, files: Mapping[str, str], target_name: str) -> tuple[Finding, ...]:
+    """Lint findings of every package; `files` maps component names to paths in the bundle."""
+    target = target_named(target_name)
+    return tuple(
+        finding
+        for name, file in files.items()
+        for finding in target.lint(bundle_path / file, name)
+    )
+
+
+def golden_request(bundle: Bundle, golden: Tensors) -> Request:
+    """The request the golden run of a bundle answered."""
+    return Request(
+        golden["token_ids"], golden["step_tables"], bundle.schedule, bundle.canvas, GOLDEN_SEED
+    )
+
+
+def verify(bundle: Bundle, journal: Journal) -> Verification:
+    """Run a bundle's saved files against its golden run.
+
+    InputError if the golden tensors do not belong to the manifest; floors that do not hold are
+    in the result's `failed`, not an exception.
+    """
+    manifest = bundle.manifest
+    with journal.step("load the saved files"):
+        golden = load_golden(bundle.path / GOLDEN)
+        graphs = saved_graphs(bundle)
+    floors = {entry.name: entry.floors for entry in manifest.components}
+    try:
+        request = golden_request(bundle, golden)
+        parity = measure(graphs, golden, request, floors, manifest.image_floors, journal)
+    except KeyError as missing:
+        raise InputError(f"{bundle.path}: its golden run lacks {missing}") from missing
+    with journal.step("lint"):
+        files = {entry.name: entry.path for entry in manifest.components}
+        findings = lint(bundle.path, files, manifest.target)
+    return Verification(parity, findings)

@@ -1,0 +1,1 @@
+"""One module per family of checkpoints, found by its name."""

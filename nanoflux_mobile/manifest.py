@@ -1,0 +1,144 @@
+"""What a bundle says of itself: the contract `bundle/1` that apps, gate and verify read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from nanoflux_mobile.errors import InputError
+from nanoflux_mobile.parity import Parity
+from nanoflux_mobile.spec import Component, Floors, TensorSpec, content_digest
+from nanoflux_mobile.strict_json import from_plain, to_plain
+
+SCHEMA = "bundle/1"
+FILE = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One file of a bundle: path relative to it, sha256, size."""
+
+    path: str
+    sha256: str
+    bytes: int
+
+    def __post_init__(self) -> None:
+        """A path stays inside the bundle."""
+        parts = PurePosixPath(self.path).parts
+        if not parts or self.path.startswith("/") or ".." in parts or "\\" in self.path:
+            raise ValueError(f"path {self.path!r} leaves the bundle")
+
+
+@dataclass(frozen=True)
+class ComponentEntry:
+    """One graph: its package, weight scheme, inputs and outputs, and where it should run."""
+
+    name: Literal["text_encoder", "denoiser", "decoder"]
+    path: str
+    scheme: str
+    compute_unit: str
+    functions: tuple[str, ...]
+    weight_bytes: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    floors: Floors
+
+    @property
+    def component(self) -> Component:
+        """The graph without how it is stored."""
+        return Component(self.name, self.inputs, self.outputs)
+
+
+@dataclass(frozen=True)
+class MemoryStep:
+    """One step of the load order: `peak_bytes` counts the weights resident while it lasts."""
+
+    action: Literal["load", "run", "unload"]
+    component: str
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """Latents of one picture: channels, rows, columns, and the patch one token covers."""
+
+    channels: int
+    height: int
+    width: int
+    patch: int
+    image_side: int
+
+
+@dataclass(frozen=True)
+class TokenizerEntry:
+    """The tokenizer's file, the token that fills a prompt up, and the length filled to."""
+
+    path: str
+    pad: str
+    length: int
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A rule of the accelerator that a file breaks, how often, and what would mend it."""
+
+    component: str
+    rule: str
+    count: int
+    advice: str
+
+
+@dataclass(frozen=True)
+class RecipeEntry:
+    """The recipe a bundle was made by, with the one-off overrides it was given."""
+
+    name: str
+    digest: str
+    overrides: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything an app needs to check, load and run a bundle."""
+
+    schema: Literal["bundle/1"]
+    family: str
+    target: str
+    recipe: RecipeEntry
+    source_sha256: str
+    components: tuple[ComponentEntry, ...]
+    memory_plan: tuple[MemoryStep, ...]
+    canvas: Canvas
+    sigmas: tuple[float, ...]
+    tokenizer: TokenizerEntry
+    image_floors: Floors
+    parity: tuple[Parity, ...]
+    lint: tuple[Finding, ...]
+    tools: Mapping[str, str]
+    created_by: str
+    files: tuple[Artifact, ...]
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the manifest, which holds the hash of every other file: names the bundle."""
+        return content_digest(to_plain(self))
+
+
+def read_manifest(bundle: Path) -> Manifest:
+    """The manifest of a bundle folder; InputError if there is none or it is not `bundle/1`."""
+    path = bundle / FILE
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as missing:
+        raise InputError(f"{bundle} is not a bundle: it has no {FILE}") from missing
+    except (OSError, ValueError) as broken:
+        raise InputError(f"{path} cannot be read as JSON: {broken}") from broken
+    return from_plain(Manifest, data, FILE)
+
+
+def manifest_json(manifest: Manifest) -> str:
+    """The manifest as the text of its file."""
+    return json.dumps(to_plain(manifest), indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,169 @@
+"""Palettes in a saved package: the same weights as the eager twin holds, bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.importorskip("coremltools")
+
+from nanoflux_export.compression.rounding import rounded
+from nanoflux_export.graph import MobileGraph
+from nanoflux_export.targets.coreml import target
+from nanoflux_export.targets.coreml.package import open_package
+from nanoflux_export.targets.coreml.program import read_function
+from nanoflux_mobile.errors import InputError
+from nanoflux_mobile.parity import psnr_db
+from nanoflux_mobile.spec import Component, Scheme, TensorSpec, parse_scheme
+
+# float32 on both sides, the same weights: only the order of summation differs.
+SAME_WEIGHTS_DB = 110.0
+
+
+class Mixed(nn.Module):
+    """Every layer whose weight is compressed, each weight of a size of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words = nn.Embedding(80, 32)
+        self.embed = nn.Conv2d(3, 32, 1)
+        self.conv = nn.Conv2d(32, 48, 3, padding=1)
+        self.split = nn.Conv2d(48, 32, 3, padding=1, groups=2)
+        self.grow = nn.ConvTranspose2d(32, 16, 2, 2)
+        self.out = nn.Conv2d(16, 3, 5, padding=2)
+        self.linear = nn.Linear(32, 64)
+        self.register_buffer("table", torch.randn(1, 32, 8, 8))
+
+    def forward(self, image: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """(1, 3, 8, 8) floats and (1, 4) ids to (1, 3, 16, 16) and (1, 4, 64)."""
+        text = self.words(tokens)
+        x = self.embed(image) + self.table
+        x = self.split(torch.relu(self.conv(x)))
+        return self.out(torch.relu(self.grow(x))), self.linear(text)
+
+
+COMPONENT = Component(
+    "decoder",
+    (
+        TensorSpec("image", ("batch", "channels", "height", "width"), (1, 3, 8, 8), "float32"),
+        TensorSpec("tokens", ("batch", "tokens"), (1, 4), "int32"),
+    ),
+    (
+        TensorSpec("picture", ("batch", "channels", "height", "width"), (1, 3, 16, 16), "float32"),
+        TensorSpec("states", ("batch", "tokens", "channels"), (1, 4, 64), "float32"),
+    ),
+)
+PALETTES = ("palette4", "palette4-g16", "palette6-g8", "palette2-g1", "palette8", "palette1")
+
+
+def _stored_weights(package: Path) -> dict[tuple[int, ...], np.ndarray]:
+    """All arrays of two axes and more in the file, made dense."""
+    literals = read_function(open_package(package), "main").literals.values()
+    arrays = [literal.read() for literal in literals if len(literal.type.shape) > 1]
+    return {array.shape: array for array in arrays}
+
+
+def _files(package: Path) -> dict[str, bytes]:
+    found = sorted(path for path in package.rglob("*") if path.is_file())
+    return {str(path.relative_to(package)): path.read_bytes() for path in found}
+
+
+def _weight_bytes(package: Path) -> int:
+    return sum(path.stat().st_size for path in package.rglob("weight.bin"))
+
+
+@pytest.fixture(scope="module")
+def module() -> Mixed:
+    """The module that all tests of this file compress."""
+    return Mixed()
+
+
+@pytest.fixture(scope="module")
+def packages(module: Mixed, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """It, by the name of its scheme."""
+    folder = tmp_path_factory.mktemp("compress")
+    paths = {name: folder / f"{name}.mlpackage" for name in ("fp16", *PALETTES)}
+    target.convert(MobileGraph(COMPONENT, module), paths["fp16"])
+    for name in PALETTES:
+        target.compress(paths["fp16"], parse_scheme(name), paths[name])
+    return paths
+
+
+@pytest.mark.parametrize("name", ["fp16", *PALETTES])
+def test_stored_weights_are_the_twins_bit_for_bit(
+    module: Mixed, packages: dict[str, Path], name: str
+) -> None:
+    twin = rounded(module, parse_scheme(name)).state_dict()
+    stored = _stored_weights(packages[name])
+    expected = {tuple(t.shape): t.numpy() for t in twin.values() if t.ndim > 1}
+    assert stored.keys() >= expected.keys()
+    assert len(expected) == 8  # seven weights and the table: no two of one size
+    for shape, array in expected.items():
+        assert stored[shape].dtype == np.float16
+        np.testing.assert_array_equal(stored[shape].astype(np.float32), array)
+
+
+@pytest.mark.parametrize("name", ["palette4-g16", "palette6-g8"])
+def test_the_saved_file_answers_like_the_twin(
+    module: Mixed, packages: dict[str, Path], name: str
+) -> None:
+    generator = np.random.default_rng(0)
+    inputs = {
+        "image": generator.normal(size=(1, 3, 8, 8)).astype(np.float32),
+        "tokens": generator.integers(0, 80, (1, 4)).astype(np.int32),
+    }
+    outputs = target.load(packages[name], COMPONENT)(inputs)
+    with torch.no_grad():
+        expected = rounded(module, parse_scheme(name))(*map(torch.from_numpy, inputs.values()))
+    for array, tensor in zip(outputs.values(), expected, strict=True):
+        assert psnr_db(array, tensor.numpy()) >= SAME_WEIGHTS_DB
+
+
+def test_fewer_bits_make_smaller_files(packages: dict[str, Path]) -> None:
+    sizes = [_weight_bytes(packages[name]) for name in ("palette1", "palette4", "palette8", "fp16")]
+    assert sizes == sorted(sizes)
+    assert sizes[1] < 0.4 * sizes[3]  # four bits for sixteen, tables and small tensors aside
+
+
+def test_tables_and_small_weights_stay_dense(packages: dict[str, Path]) -> None:
+    model = open_package(packages["palette4-g16"]).model
+    operations = model.mlProgram.functions["main"].block_specializations["CoreML8"].operations
+    palettized = {
+        tuple(dimension.constant.size for dimension in op.outputs[0].type.tensorType.dimensions)
+        for op in operations
+        if op.type == "constexpr_lut_to_dense"
+    }
+    assert palettized == {(80, 32), (48, 32, 3, 3), (32, 24, 3, 3), (32, 16, 2, 2), (64, 32)}
+
+
+def test_fp16_is_a_copy(packages: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "copy.mlpackage"
+    target.compress(packages["fp16"], parse_scheme("fp16"), out)
+    assert _files(out) == _files(packages["fp16"])
+
+
+def test_same_package_same_bytes(packages: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "again.mlpackage"
+    target.compress(packages["fp16"], parse_scheme("palette4-g16"), out)
+    assert _files(out) == _files(packages["palette4-g16"])
+
+
+@pytest.mark.parametrize(
+    ("scheme", "reason"), [(Scheme("int", 8), "int8 is not stored"), (Scheme("palette", 5), "pale")]
+)
+def test_refuses_schemes_core_ml_does_not_store(
+    packages: dict[str, Path], tmp_path: Path, scheme: Scheme, reason: str
+) -> None:
+    with pytest.raises(InputError, match=reason):
+        target.compress(packages["fp16"], scheme, tmp_path / "out.mlpackage")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_refuses_a_source_that_is_no_package(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not a Core ML package"):
+        target.compress(tmp_path / "nothing", parse_scheme("fp16"), tmp_path / "out.mlpackage")
