@@ -28,7 +28,7 @@ class Verb:
 
 VERBS = (
     Verb("demo", "The whole way on the shipped tiny checkpoint.", "nanoflux_export.commands:demo"),
-    Verb("list", "Families, recipes and targets.", "nanoflux_export.commands:list"),
+    Verb("list", "Families, recipes and targets.", "nanoflux_export.commands:list_all"),
     Verb("doctor", "What is installed, what is missing.", "nanoflux_export.commands:doctor"),
     Verb("export", "A checkpoint into phone bundles.", "nanoflux_export.commands:export"),
     Verb("verify", "Prove the files of a bundle right.", "nanoflux_export.commands:verify"),

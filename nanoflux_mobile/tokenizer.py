@@ -6,7 +6,6 @@ Both run on the `tokenizers` library; nothing here knows a vocabulary.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +19,6 @@ CLIP_WORDS = (
     r"|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 )
 CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
-
-
-@dataclass(frozen=True)
-class TokenIds:
-    """Ids of one prompt, int32 (1, length), padded; `dropped` counts tokens that did not fit."""
-
-    ids: np.ndarray
-    dropped: int
 
 
 def clip_tokenizer(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
@@ -68,15 +59,37 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         raise InputError(f"the tokenizer in {folder} cannot be read: {broken}") from broken
 
 
-def encode(tokenizer: Tokenizer, text: str, length: int, pad: str) -> TokenIds:
-    """Ids of `text`, cut or padded with the token `pad` to `length`; the end token always stays."""
+def encode(tokenizer: Tokenizer, text: str, length: int, pad: str) -> np.ndarray:
+    """Ids of `text`, int32 (1, length), filled up with the token `pad` or cut before its end."""
     pad_id = tokenizer.token_to_id(pad)
     if pad_id is None:
         raise InputError(f"the tokenizer has no padding token {pad!r}")
     ids = tokenizer.encode(text).ids
     kept = ids if len(ids) <= length else [*ids[: length - 1], ids[-1]]
-    row = kept + [pad_id] * (length - len(kept))
-    return TokenIds(np.array([row], np.int32), len(ids) - len(kept))
+    return np.array([kept + [pad_id] * (length - len(kept))], np.int32)
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: str, length: int, pad: str) -> np.ndarray:
+    """Ids of a prompt that the text encoder can read whole, int32 (1, length).
+
+    InputError for one that is empty, longer than `length` tokens, or holds characters the
+    vocabulary does not have: a picture of something else would be the wrong answer.
+    """
+    if not prompt.strip():
+        raise InputError("the prompt is empty; say what to draw, such as 'a red circle'")
+    found = tokenizer.encode(prompt)
+    if len(found.ids) > length:
+        shown = prompt if len(prompt) <= 40 else prompt[:37] + "..."
+        raise InputError(
+            f"the prompt {shown!r} has {len(found.ids)} tokens and this model reads {length}; "
+            "shorten it"
+        )
+    unknown = tokenizer.token_to_id("<unk>")
+    spans = [span for id_, span in zip(found.ids, found.offsets, strict=True) if id_ == unknown]
+    if unknown is not None and spans:
+        strange = "".join(dict.fromkeys(prompt[a:b].strip() for a, b in spans))
+        raise InputError(f"the prompt holds {strange!r}, which this model's vocabulary lacks")
+    return encode(tokenizer, prompt, length, pad)
 
 
 def save_clip(tokenizer: Tokenizer, folder: Path, length: int) -> None:

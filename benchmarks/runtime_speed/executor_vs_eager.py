@@ -53,7 +53,8 @@ class ChannelsBlock(nn.Module):
 
 
 def _norm(x_BD1S: Tensor) -> Tensor:
-    return F.layer_norm(x_BD1S.transpose(1, 3), (D,)).transpose(1, 3)
+    centred = x_BD1S - x_BD1S.mean(1, keepdim=True)
+    return centred * torch.rsqrt(centred.square().mean(1, keepdim=True) + 1e-5)
 
 
 def _decoder() -> nn.Module:

@@ -15,7 +15,7 @@ from nanoflux_mobile.errors import CheckFailed, InputError
 from nanoflux_mobile.manifest import Artifact, ComponentEntry, Manifest, MemoryStep, read_manifest
 from nanoflux_mobile.sampler import Schedule
 from nanoflux_mobile.storage import file_sha256
-from nanoflux_mobile.tokenizer import TokenIds, encode, load_tokenizer
+from nanoflux_mobile.tokenizer import encode_prompt, load_tokenizer
 
 GOLDEN, TABLES = "golden/tensors.safetensors", "step_tables.safetensors"
 PICTURE, REQUEST = "golden/image.png", "golden/golden.json"
@@ -90,11 +90,11 @@ def saved_graphs(bundle: Bundle) -> Graphs:
         raise InputError(f"{bundle.path} lacks a graph this family needs: {wrong}") from wrong
 
 
-def bundle_tokens(bundle: Bundle, prompt: str) -> TokenIds:
-    """A prompt as the bundle's text encoder takes it."""
+def bundle_token_ids(bundle: Bundle, prompt: str) -> np.ndarray:
+    """A prompt as the bundle's text encoder takes it, int32 (1, T)."""
     entry = bundle.manifest.tokenizer
     tokenizer = load_tokenizer((bundle.path / entry.path).parent)
-    return encode(tokenizer, prompt, entry.length, entry.pad)
+    return encode_prompt(tokenizer, prompt, entry.length, entry.pad)
 
 
 def step_tables(bundle: Bundle) -> np.ndarray:

@@ -7,7 +7,7 @@ trained: a difference is what compression cost.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,8 +45,10 @@ def torch_runner(graph: MobileGraph) -> Runner:
     return run
 
 
-def draw_request(graphs: Graphs, request: Request) -> Drawing:
-    """The drawing of a request."""
+def draw_request(
+    graphs: Graphs, request: Request, on_step: Callable[[int], None] = lambda step: None
+) -> Drawing:
+    """The drawing of a request; `on_step` hears of every finished step."""
     return draw(
         graphs,
         request.token_ids,
@@ -54,6 +56,7 @@ def draw_request(graphs: Graphs, request: Request) -> Drawing:
         request.schedule,
         request.canvas,
         request.seed,
+        on_step,
     )
 
 

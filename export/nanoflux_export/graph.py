@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -12,7 +13,7 @@ from nanoflux_mobile.drawing import Runner
 from nanoflux_mobile.manifest import Finding
 from nanoflux_mobile.spec import Component, Scheme
 
-__all__ = ["Finding", "MobileGraph", "Runner", "Target"]
+__all__ = ["Finding", "MobileGraph", "Runner", "Summary", "Target", "TensorLine"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,28 @@ class MobileGraph:
 
     component: Component
     module: nn.Module
+
+
+@dataclass(frozen=True)
+class TensorLine:
+    """An input or output as a saved file declares it; None is a size known only at run time."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What is inside a saved file: op counts, and how many weights are stored in which way."""
+
+    format: str
+    bytes: int
+    functions: tuple[str, ...]
+    inputs: tuple[TensorLine, ...]
+    outputs: tuple[TensorLine, ...]
+    ops: Mapping[str, int]
+    storage: Mapping[str, int]
 
 
 class Target(Protocol):
@@ -47,6 +70,9 @@ class Target(Protocol):
 
     def lint(self, path: Path, component: str) -> tuple[Finding, ...]:
         """What would leave the accelerator or slow it down."""
+
+    def summarize(self, path: Path) -> Summary:
+        """What is inside a saved file."""
 
     def tools(self) -> dict[str, str]:
         """Versions of the packages that made the file."""

@@ -68,7 +68,7 @@ def golden_request(student: Student, recipe: Recipe) -> Request:
     """The recipe's first calibration prompt, from seed 0."""
     prompt, family, parts = recipe.calibration_prompts[0], student.family, student.parts
     return Request(
-        family.tokens(parts, prompt).ids,
+        family.token_ids(parts, prompt),
         family.step_tables(parts, prompt, recipe.steps),
         family.noise_levels(parts, recipe.steps),
         parts.canvas,

@@ -90,7 +90,7 @@ class TextTowers(nn.Module):
 
 def batch_ids(tokenizer: Tokenizer, texts: list[str], length: int, pad: str) -> Tensor:
     """int64 (B, length) ids of several captions."""
-    return torch.cat([torch.from_numpy(encode(tokenizer, t, length, pad).ids) for t in texts]).long()
+    return torch.cat([torch.from_numpy(encode(tokenizer, t, length, pad)) for t in texts]).long()
 
 
 def _loss(answered: list[Tensor], truth_BQ: Tensor) -> tuple[Tensor, float]:

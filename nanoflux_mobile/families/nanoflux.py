@@ -37,7 +37,7 @@ from nanoflux_mobile.models.vae import Autoencoder, VaeConfig
 from nanoflux_mobile.sampler import Schedule, image_ids, schedule, text_ids
 from nanoflux_mobile.storage import staged_folder
 from nanoflux_mobile.strict_json import to_plain
-from nanoflux_mobile.tokenizer import CLIP_END, TokenIds, encode, load_tokenizer, save_clip
+from nanoflux_mobile.tokenizer import CLIP_END, encode, encode_prompt, load_tokenizer, save_clip
 
 T5_KEYS = KeyMap(ignored=("encoder.embed_tokens.weight",))
 CLIP_KEYS = KeyMap(
@@ -117,9 +117,9 @@ def _load_clip(checkpoint: Checkpoint) -> PooledText:
     return PooledText(tower, load_tokenizer(checkpoint.path / "tokenizer"))
 
 
-def tokens(parts: FluxParts, prompt: str) -> TokenIds:
-    """A prompt as the text encoder takes it."""
-    return encode(parts.tokenizer, prompt, parts.text_tokens, T5_PAD)
+def token_ids(parts: FluxParts, prompt: str) -> np.ndarray:
+    """A prompt as the text encoder takes it, int32 (1, T); InputError if it cannot be read whole."""
+    return encode_prompt(parts.tokenizer, prompt, parts.text_tokens, T5_PAD)
 
 
 def noise_levels(parts: FluxParts, steps: int) -> Schedule:
@@ -127,11 +127,16 @@ def noise_levels(parts: FluxParts, steps: int) -> Schedule:
     return schedule(steps, parts.scheduler, image_tokens=parts.canvas.tokens)
 
 
+def fixed_steps(parts: FluxParts) -> int | None:
+    """The step count of a Static-LN student's table; None for a teacher, which takes any."""
+    return parts.denoiser.cfg.static_steps or None
+
+
 @torch.no_grad()
 def pooled_text(clip: PooledText, prompts: Sequence[str]) -> Tensor:
     """Pooled states of prompts, (B, P)."""
     length = clip.tower.cfg.max_position_embeddings
-    ids = [encode(clip.tokenizer, prompt, length, CLIP_END).ids for prompt in prompts]
+    ids = [encode(clip.tokenizer, prompt, length, CLIP_END) for prompt in prompts]
     return clip.tower(torch.from_numpy(np.concatenate(ids)).long())
 
 

@@ -110,23 +110,33 @@ def _add_cluster(sums: Floats, totals: Floats, before: Floats, lower: Any, start
     search; the start with one cluster less, `lower`, bounds it too.
     """
     size = before.size
-    gathered = np.full(size, -np.inf)
+    gathered = np.empty(size)
     stride = 1
     while stride < size:
         stride *= 2
     while stride:
         for last in range(stride - 1, size, 2 * stride):
-            low = max(1, lower[last])
+            low, high = max(1, lower[last]), last
             if last >= stride:
                 low = max(low, starts[last - stride])
-            high = last
             if last + stride < size:
                 high = min(high, starts[last + stride])
-            for start in range(low, high + 1):
-                share = sums[last + 1] - sums[start]
-                sum_up = before[start - 1] + share * share / (totals[last + 1] - totals[start])
-                if sum_up > gathered[last]:
-                    gathered[last] = sum_up
-                    starts[last] = start
+            found = _best_start(sums, totals, before, last, low, high)
+            starts[last], gathered[last] = found
         stride //= 2
     return gathered
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _best_start(
+    sums: Floats, totals: Floats, before: Floats, last: int, low: int, high: int
+) -> tuple[int, float]:
+    """Where in low..high the cluster that ends at `last` starts best, and what is gathered then."""
+    best, best_start = -np.inf, 0
+    end_sum, end_total = sums[last + 1], totals[last + 1]  # in registers: this loop is all the work
+    for start in range(low, high + 1):
+        share = end_sum - sums[start]
+        gathered = before[start - 1] + share * share / (end_total - totals[start])
+        if gathered > best:
+            best, best_start = gathered, start
+    return best_start, best

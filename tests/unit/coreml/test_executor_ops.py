@@ -207,6 +207,16 @@ BY_TORCH: dict[str, Case] = {
         lambda v: mb.gather(x=v.x, indices=v.i, axis=-1, batch_dims=1),
         lambda v: torch.stack([v.x[b][..., v.i[b].long()] for b in range(2)]),
     ),
+    "gather_nd": Case(
+        lambda v: mb.gather_nd(x=v.s, indices=mb.gather(x=v.i, indices=[0, 2, 0], axis=1)),
+        lambda v: torch.stack([v.s[0, 1, 0], v.s[2, 0, 2]]),
+    ),
+    "gather_nd/batch_dims": Case(
+        lambda v: mb.gather_nd(
+            x=v.x, indices=mb.slice_by_size(x=v.i, begin=[0, 0], size=[2, 2]), batch_dims=1
+        ),
+        lambda v: torch.stack([v.x[0, 0, 3], v.x[1, 2, 2]]),
+    ),
     "pad": Case(
         _call("pad", "x", pad=[0, 0, 0, 0, 1, 2, 3, 0], constant_val=0.5),
         lambda v: F.pad(v.x, (3, 0, 1, 2), value=0.5),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nanoflux_export.targets.coreml.quiet import quiet
 from nanoflux_mobile.errors import InputError, NanofluxError
 
 MANIFEST = "Manifest.json"
@@ -76,7 +77,8 @@ def _model_path(path: Path) -> Path:
 
 
 def _parse(model_path: Path) -> Any:
-    from coremltools.proto import Model_pb2  # type: ignore[import-untyped]
+    with quiet():
+        from coremltools.proto import Model_pb2
 
     model = Model_pb2.Model()
     model.ParseFromString(model_path.read_bytes())

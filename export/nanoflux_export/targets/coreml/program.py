@@ -157,12 +157,11 @@ class _Reader:
 
 def tensor_type(proto: Any) -> TensorType:
     """A MIL ValueType as a TensorType; raises ValueError for lists, dictionaries and states."""
-    from coremltools.proto import MIL_pb2  # type: ignore[import-untyped]
-
     if proto.WhichOneof("type") != "tensorType":
         raise ValueError(f"a value of type {proto.WhichOneof('type')}")
     tensor = proto.tensorType
-    name = MIL_pb2.DataType.Name(tensor.dataType).lower().replace("float", "fp")
+    names = tensor.DESCRIPTOR.fields_by_name["dataType"].enum_type.values_by_number
+    name = names[tensor.dataType].name.lower().replace("float", "fp")
     return TensorType(name, tuple(map(_size, tensor.dimensions)))
 
 

@@ -13,7 +13,7 @@ from nanoflux_mobile.spec import Component, Scheme
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from nanoflux_export.graph import Finding, MobileGraph, Runner
+    from nanoflux_export.graph import Finding, MobileGraph, Runner, Summary
 
 NAME = "coreml"
 SUFFIX = ".mlpackage"
@@ -71,6 +71,13 @@ def lint(path: Path, component: str) -> tuple[Finding, ...]:
     from nanoflux_export.targets.coreml import lint as linting
 
     return linting.lint(path, component)
+
+
+def summarize(path: Path) -> Summary:
+    """What is inside a saved file; see `summary.summarize`."""
+    from nanoflux_export.targets.coreml import summary
+
+    return summary.summarize(path)
 
 
 def tools() -> dict[str, str]:

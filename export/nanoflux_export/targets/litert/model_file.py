@@ -10,15 +10,14 @@ from __future__ import annotations
 import math
 import mmap
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.spec import Component, TensorSpec
-
-T = TypeVar("T")
 
 SIGNATURE = "serving_default"
 """The one signature of our files; every runtime finds it under this name."""
@@ -128,24 +127,20 @@ def _graphs(data: mmap.mmap) -> tuple[Graph, ...]:
     if data[4:8] != _IDENTIFIER:
         raise ValueError("the mark TFL3 is missing")
     model = schema.Model.GetRootAs(data)
-    op_names, types = _names(schema.BuiltinOperator), _names(schema.TensorType)
-    blockwise = schema.QuantizationDetails.BlockwiseQuantization
-    kinds = [_kind(code, op_names) for code in _items(model.OperatorCodesLength(), model.OperatorCodes)]
-    stored = [_stored(buffer, len(data)) for buffer in _items(model.BuffersLength(), model.Buffers)]
-    signatures = {
-        signature.SubgraphIndex(): signature
-        for signature in _items(model.SignatureDefsLength(), model.SignatureDefs)
-    }
+    kinds = _names(schema.BuiltinOperator)
+    codes = [_kind(code, kinds) for code in _items(model, "OperatorCodes")]
+    stored = [_stored(buffer, len(data)) for buffer in _items(model, "Buffers")]
+    read_tensor = partial(
+        _tensor,
+        types=_names(schema.TensorType),
+        stored=stored,
+        blockwise=schema.QuantizationDetails.BlockwiseQuantization,
+    )
+    signatures = {item.SubgraphIndex(): item for item in _items(model, "SignatureDefs")}
     graphs = []
-    for index, subgraph in enumerate(_items(model.SubgraphsLength(), model.Subgraphs)):
-        tensors = tuple(
-            _tensor(tensor, types, stored, blockwise)
-            for tensor in _items(subgraph.TensorsLength(), subgraph.Tensors)
-        )
-        ops = tuple(
-            _op(op, kinds, len(tensors))
-            for op in _items(subgraph.OperatorsLength(), subgraph.Operators)
-        )
+    for index, subgraph in enumerate(_items(model, "Subgraphs")):
+        tensors = tuple(read_tensor(tensor) for tensor in _items(subgraph, "Tensors"))
+        ops = tuple(_op(op, codes, len(tensors)) for op in _items(subgraph, "Operators"))
         graphs.append(_graph(signatures.get(index), tensors, ops))
     return tuple(graphs)
 
@@ -154,18 +149,16 @@ def _graph(signature: Any, tensors: tuple[Tensor, ...], ops: tuple[Op, ...]) -> 
     if signature is None:
         return Graph("", tensors, ops, {}, {})
     inputs, outputs = (
-        {item.Name().decode(): tensors[item.TensorIndex()] for item in _items(length, item_at)}
-        for length, item_at in (
-            (signature.InputsLength(), signature.Inputs),
-            (signature.OutputsLength(), signature.Outputs),
-        )
+        {item.Name().decode(): tensors[item.TensorIndex()] for item in _items(signature, role)}
+        for role in ("Inputs", "Outputs")
     )
     return Graph(signature.SignatureKey().decode(), tensors, ops, inputs, outputs)
 
 
-def _tensor(tensor: Any, types: Mapping[int, str], stored: list[int], blockwise: int) -> Tensor:
-    shape = _integers(tensor.ShapeLength(), tensor.ShapeAsNumpy)
-    signature = _integers(tensor.ShapeSignatureLength(), tensor.ShapeSignatureAsNumpy)
+def _tensor(
+    tensor: Any, *, types: Mapping[int, str], stored: Sequence[int], blockwise: int
+) -> Tensor:
+    shape, signature = _integers(tensor, "Shape"), _integers(tensor, "ShapeSignature")
     dtype, held = types[tensor.Type()], stored[tensor.Buffer()]
     needed = (math.prod(shape) * _BITS.get(dtype, 0) + 7) // 8
     if held and held < needed:
@@ -180,12 +173,11 @@ def _tensor(tensor: Any, types: Mapping[int, str], stored: list[int], blockwise:
     )
 
 
-def _op(op: Any, kinds: list[str], tensors: int) -> Op:
-    inputs = _integers(op.InputsLength(), op.InputsAsNumpy)
-    outputs = _integers(op.OutputsLength(), op.OutputsAsNumpy)
+def _op(op: Any, codes: Sequence[str], tensors: int) -> Op:
+    inputs, outputs = _integers(op, "Inputs"), _integers(op, "Outputs")
     if not all(-1 <= at < tensors for at in (*inputs, *outputs)):
         raise ValueError("an op names a tensor that is not there")
-    return Op(kinds[op.OpcodeIndex()], inputs, outputs)
+    return Op(codes[op.OpcodeIndex()], inputs, outputs)
 
 
 def _kind(code: Any, names: Mapping[int, str]) -> str:
@@ -207,15 +199,18 @@ def _names(enum: type) -> dict[int, str]:
     return {value: name for name, value in vars(enum).items() if isinstance(value, int)}
 
 
-def _items(length: int, item_at: Callable[[int], T]) -> list[T]:
-    return [item_at(i) for i in range(_bounded(length))]
+def _items(table: Any, field: str) -> list[Any]:
+    item_at: Callable[[int], Any] = getattr(table, field)
+    return [item_at(i) for i in range(_length(table, field))]
 
 
-def _integers(length: int, values: Callable[[], Any]) -> tuple[int, ...]:
-    return tuple(values().tolist()) if _bounded(length) else ()
+def _integers(table: Any, field: str) -> tuple[int, ...]:
+    length = _length(table, field)
+    return tuple(getattr(table, f"{field}AsNumpy")().tolist()) if length else ()
 
 
-def _bounded(length: int) -> int:
+def _length(table: Any, field: str) -> int:
+    length: int = getattr(table, f"{field}Length")()
     if length > _MOST_ITEMS:
         raise ValueError(f"a list claims {length} entries")
     return length

@@ -3,6 +3,11 @@
 The runtime is LiteRT's Interpreter with its XNNPACK kernels, the ones CompiledModel uses on a CPU
 too. It maps the file instead of reading it, so a file of several gigabytes costs no second copy,
 and it answers by tensor name.
+
+What a damaged file can do: one cut short never gets past `model_file`. One whose bytes were
+overwritten may pass every reader (a weight) or even kill the process inside a kernel (an op given
+another kind or number of tensors). Only the sha256 in the manifest protects from that, so a file
+from outside is hashed before it is loaded.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from nanoflux_mobile.spec import Component, Scheme
 
 if TYPE_CHECKING:
-    from nanoflux_export.graph import Finding, MobileGraph, Runner
+    from nanoflux_export.graph import Finding, MobileGraph, Runner, Summary
 
 NAME = "litert"
 SUFFIX = ".tflite"
@@ -45,6 +45,13 @@ def lint(path: Path, component: str) -> tuple[Finding, ...]:
     from nanoflux_export.targets.litert import lint as linting
 
     return linting.lint(path, component)
+
+
+def summarize(path: Path) -> Summary:
+    """What is inside a saved file; see `summary.summarize`."""
+    from nanoflux_export.targets.litert import summary
+
+    return summary.summarize(path)
 
 
 def tools() -> dict[str, str]:

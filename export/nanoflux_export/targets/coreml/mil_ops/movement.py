@@ -60,6 +60,18 @@ def gather_along_axis(
     return x.gather(axis, indices.to(torch.int64))
 
 
+def gather_nd(
+    x: Tensor, indices: Tensor, *, batch_dims: int = 0, validate_indices: bool = False
+) -> Tensor:
+    """x at the positions that the last axis of `indices` spells; negative ones are refused."""
+    if batch_dims:
+        rows = zip(x, indices, strict=True)
+        return torch.stack([gather_nd(one, at, batch_dims=batch_dims - 1) for one, at in rows])
+    if bool((indices < 0).any()):
+        raise IndexError("negative index")
+    return x[indices.to(torch.int64).unbind(-1)]
+
+
 def identity(x: Tensor) -> Tensor:
     """The same values."""
     return x

@@ -62,8 +62,9 @@ def layer_norm(
     sizes = [x.shape[axis] for axis in over]
     if list(over) == list(range(x.ndim - len(over), x.ndim)):
         return F.layer_norm(x, sizes, gamma, beta, epsilon)
-    variance, mean = torch.var_mean(x, over, correction=0, keepdim=True)
-    y = (x - mean).mul_((variance + epsilon).rsqrt_())
+    # Over leading axes this is many times faster than torch.var_mean.
+    y = x - x.mean(over, keepdim=True)
+    y.mul_(y.square().mean(over, keepdim=True).add_(epsilon).rsqrt_())
     aligned = [size if axis in over else 1 for axis, size in enumerate(x.shape)]
     y = y if gamma is None else y.mul_(gamma.reshape(aligned))
     return y if beta is None else y.add_(beta.reshape(aligned))

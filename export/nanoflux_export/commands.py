@@ -1,0 +1,190 @@
+"""The verbs about bundles: arguments in, one call, words out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import Progress
+
+from nanoflux_export.console import console, parity_table, rows_table, watched
+from nanoflux_mobile.strict_json import to_plain
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(to_plain(value), indent=2, ensure_ascii=False))
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for bundles, pictures and report.")] = Path(
+        "build/demo"
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """The whole way on the shipped tiny checkpoint.
+
+    Example: nanoflux demo --out build/demo
+    """
+    from nanoflux_export import demo as whole_way
+
+    screen = console()
+    with screen.status("starting") as status:
+        made = whole_way.run(out, watched(screen, status))
+    for bundle in made.bundles:
+        screen.print(parity_table(bundle.path.name, bundle.manifest.parity))
+    screen.print(f"[bold]report[/bold]    {made.report}\n[bold]pictures[/bold]  {made.grid}")
+    if as_json:
+        _print_json(made_plain(made.bundles, report=str(made.report), pictures=str(made.grid)))
+
+
+def made_plain(bundles: Iterable[Any], **more: str) -> dict[str, Any]:
+    """Paths, digests and parity of finished bundles, for --json."""
+    rows = [
+        {"path": str(b.path), "digest": b.manifest.digest, "parity": to_plain(b.manifest.parity)}
+        for b in bundles
+    ]
+    return {"bundles": rows, **more}
+
+
+def list_all(as_json: AsJson = False) -> None:
+    """Families, recipes and targets.
+
+    Example: nanoflux list --json
+    """
+    from nanoflux_export.recipe import load_recipe, shipped
+    from nanoflux_mobile import plugins
+
+    recipes = {name: load_recipe(name) for name in shipped()}
+    families = plugins.names("nanoflux_mobile.families")
+    targets = plugins.names("nanoflux_export.targets")
+    if as_json:
+        _print_json({"families": families, "targets": targets, "recipes": recipes})
+        return
+    rows = [
+        (name, recipe.family, ", ".join(sorted(recipe.targets)), recipe.summary)
+        for name, recipe in recipes.items()
+    ]
+    screen = console()
+    screen.print(f"families  {', '.join(families)}\ntargets   {', '.join(targets)}")
+    screen.print(rows_table(("recipe", "family", "targets", "what it is"), rows))
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """What is installed, what is missing, and the command that mends it.
+
+    Example: nanoflux doctor
+    """
+    from nanoflux_export.doctor import examine
+
+    checks = examine()
+    if as_json:
+        _print_json(checks)
+    else:
+        rows = [(c.area, c.name, c.found, "ok" if c.good else c.mend) for c in checks]
+        console().print(rows_table(("for", "what", "found", "mend it with"), rows))
+    if not all(check.good for check in checks):
+        raise typer.Exit(1)
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder in diffusers' layout.")],
+    recipe: Annotated[str, typer.Option(help="A shipped recipe's name, or a .toml file.")],
+    out: Annotated[Path, typer.Option(help="Folder for the bundles.")] = Path("build"),
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="One-off change of a recipe value: key.sub=value."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """A checkpoint into one verified bundle per target; run again to resume.
+
+    Example: nanoflux export my-flux --recipe tiny-small --out build
+    """
+    from nanoflux_export.pipeline import export as run_export
+    from nanoflux_export.recipe import load_recipe
+
+    wanted, screen = load_recipe(recipe, tuple(overrides or ())), console()
+    with screen.status("starting") as status:
+        bundles = run_export(checkpoint, wanted, out, watched(screen, status))
+    for bundle in bundles:
+        screen.print(parity_table(str(bundle.path), bundle.manifest.parity))
+    if as_json:
+        _print_json(made_plain(bundles))
+
+
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="A bundle folder.")], as_json: AsJson = False
+) -> None:
+    """Hashes, lint, and parity of the saved files against the recipe's floors.
+
+    Example: nanoflux verify build/tiny-small-coreml
+    """
+    from nanoflux_export.bundle import open_bundle
+    from nanoflux_export.verify import verify as run_verify
+
+    screen = console()
+    with screen.status("checking hashes") as status:
+        found = run_verify(open_bundle(bundle), watched(screen, status))
+    if as_json:
+        _print_json(found)
+    else:
+        screen.print(parity_table(str(bundle), found.parity))
+        rows = [(f.component, f.rule, str(f.count), f.advice) for f in found.lint]
+        screen.print(rows_table(("component", "lint rule", "times", "advice"), rows))
+    if found.failed:
+        raise typer.Exit(1)
+
+
+def generate(
+    path: Annotated[Path, typer.Argument(help="A checkpoint (PyTorch) or a bundle (its files).")],
+    prompt: Annotated[str, typer.Option(help="What to draw.")],
+    seed: Annotated[int, typer.Option(help="0 to 2**64 - 1.")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Euler steps.", min=1, max=100)] = None,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The PNG to write.")] = Path("out.png"),
+    as_json: AsJson = False,
+) -> None:
+    """A picture from a prompt, by PyTorch or by a bundle's saved files.
+
+    Example: nanoflux generate build/tiny-small-litert --prompt "a red circle" -o out.png
+    """
+    from nanoflux_export.pictures import open_painter, paint, save_png
+
+    screen = console()
+    with screen.status("loading"):
+        painter = open_painter(path)
+    with Progress(console=screen, transient=True) as progress:
+        task = progress.add_task("drawing", total=steps or painter.steps or 10)
+        picture = paint(painter, prompt, seed, steps, lambda step: progress.advance(task))
+    save_png(picture, painter, out)
+    screen.print(f"wrote {out}")
+    if as_json:
+        told = {"out": str(out), "prompt": prompt, "seed": seed, "steps": picture.steps}
+        _print_json({**told, "digest": painter.digest})
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A checkpoint, bundle, .mlpackage or .tflite.")],
+    lint: Annotated[bool, typer.Option("--lint", help="Also what would leave the accelerator.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Sizes, ops, schemes, inputs and memory plan of a model file.
+
+    Example: nanoflux inspect build/tiny-small-litert --lint
+    """
+    from nanoflux_export.inspecting import facts
+    from nanoflux_export.inspecting import inspect as look
+
+    found = look(path, lint)
+    if as_json:
+        _print_json(found)
+        return
+    screen = console()
+    screen.print(rows_table(("", found.kind), facts(found), title=str(path)))
+    if lint:
+        rows = [(f.component, f.rule, str(f.count), f.advice) for f in found.lint]
+        screen.print(rows_table(("component", "lint rule", "times", "advice"), rows))

@@ -1,0 +1,61 @@
+"""What a person sees while and after a verb runs: progress and tables on stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.status import Status
+from rich.table import Table
+
+from nanoflux_export.work import Journal, Step
+from nanoflux_mobile.parity import Parity
+
+REFERENCES = {"rounded": "same rounded weights", "fp32": "PyTorch float32"}
+
+
+def console() -> Console:
+    """Standard error, so that standard output stays free for data."""
+    return Console(stderr=True, highlight=False)
+
+
+def watched(screen: Console, status: Status) -> Journal:
+    """A journal that shows the running step and leaves one line for each finished one."""
+
+    def ended(step: Step) -> None:
+        took = "reused" if step.reused else f"{step.seconds:5.1f} s"
+        screen.print(f"[dim]{took:>8}[/dim]  {step.name}")
+
+    return Journal(lambda name: status.update(name), ended)
+
+
+def parity_table(title: str, figures: Sequence[Parity]) -> Table:
+    """Every figure with its floor, and whether it holds."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for column in ("component", "against"):
+        table.add_column(column)
+    for column in ("PSNR dB", "floor"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    for figure in figures:
+        verdict = "[green]holds[/green]" if figure.holds else "[red]below its floor[/red]"
+        numbers = f"{figure.psnr_db:.1f}", f"{figure.floor_db:.1f}"
+        table.add_row(figure.component, REFERENCES[figure.reference], *numbers, verdict)
+    return table
+
+
+def rows_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> Table:
+    """A plain table of text."""
+    table = Table(*columns, title=title or None, title_justify="left", title_style="bold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def size(count: int) -> str:
+    """Bytes in the unit a person would use."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count = count / 1000  # type: ignore[assignment]
+    return f"{count:.2f} GB"

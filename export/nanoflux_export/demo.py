@@ -1,0 +1,81 @@
+"""The whole way on the tiny checkpoint that ships inside the package."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from nanoflux_export.pictures import Painter, open_painter, paint, save_png
+from nanoflux_export.pipeline import Exported, export
+from nanoflux_export.recipe import load_recipe
+from nanoflux_export.report_html import Report, Row, render
+from nanoflux_export.student import make_student
+from nanoflux_export.work import Journal
+from nanoflux_mobile.evaluate.grids import side_by_side
+from nanoflux_mobile.storage import write_file
+
+RECIPES = ("tiny-fp16", "tiny-small")
+PROMPTS = (
+    "a red circle above a blue square",
+    "three green triangles on a black background",
+    "a small yellow ring and a large purple cross",
+    "a pink square to the left of an orange circle",
+    "two cyan crosses on a brown background",
+)
+SEED = 7
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demo left: its bundles, the report and the picture grid."""
+
+    bundles: tuple[Exported, ...]
+    report: Path
+    grid: Path
+
+
+def tiny_checkpoint() -> Path:
+    """The folder of the shipped checkpoint."""
+    return Path(str(resources.files("nanoflux_mobile") / "assets" / "tiny"))
+
+
+def run(out: Path, journal: Journal) -> Demo:
+    """Export the tiny student by every demo recipe, draw with all of them, write the report."""
+    checkpoint = tiny_checkpoint()
+    bundles = tuple(
+        bundle
+        for name in RECIPES
+        for bundle in export(checkpoint, load_recipe(name), out, journal)
+    )
+    student = out / "tiny-student"
+    with journal.step("save the Static-LN student"):
+        made = make_student(checkpoint, load_recipe(RECIPES[0]))
+        made.family.save(made.parts, student)
+    painters = {"PyTorch": open_painter(student)}
+    painters |= {bundle.path.name: open_painter(bundle.path) for bundle in bundles}
+    rows = tuple(draw_row(prompt, painters, out / "pictures", journal) for prompt in PROMPTS)
+    grid = out / "pictures.png"
+    cells = [[row.pictures[name] for name in painters] for row in rows]
+    side_by_side(cells, list(painters), PROMPTS).save(grid)
+    report = Report(
+        "nanoflux demo",
+        "A tiny FLUX-shaped checkpoint, made into a Static-LN student, exported to Core ML and "
+        "LiteRT, and drawn by the saved files.",
+        rows,
+        tuple(bundle.manifest for bundle in bundles),
+        tuple(journal.steps),
+    )
+    write_file(out / "report.html", render(report))
+    return Demo(bundles, out / "report.html", grid)
+
+
+def draw_row(prompt: str, painters: dict[str, Painter], folder: Path, journal: Journal) -> Row:
+    """One prompt by every painter, each picture saved as PNG."""
+    drawn = {}
+    with journal.step(f"draw “{prompt}” {len(painters)} times"):
+        for name, painter in painters.items():
+            picture = paint(painter, prompt, SEED)
+            save_png(picture, painter, folder / f"{prompt.replace(' ', '-')}.{name}.png")
+            drawn[name] = picture.pixels
+    return Row(prompt, drawn)
