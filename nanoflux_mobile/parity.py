@@ -11,7 +11,7 @@ import numpy as np
 CEILING_DB = 200.0
 """PSNR of equal arrays, so that reports stay finite."""
 
-Reference = Literal["rounded", "fp32"]
+Reference = Literal["rounded", "fp32", "half"]
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Parity:
     """PSNR of one component (or `image`) against one reference.
 
     `rounded`: PyTorch on the same rounded weights. `fp32`: PyTorch on the weights as trained.
+    `half`: as `rounded`, the saved file computing in half precision, as a phone's accelerator does.
     """
 
     component: str

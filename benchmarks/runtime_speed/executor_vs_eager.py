@@ -12,7 +12,6 @@ Shapes: B batch (1), S tokens, D width, H heads, E width of a head.
 from __future__ import annotations
 
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,9 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[2] / "export")]
-
-from nanoflux_export.targets.coreml.executor import load  # noqa: E402
+from nanoflux_export.targets.coreml.executor import load
 
 S, D, H = 320, 384, 6
 E = D // H

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from nanoflux_export.graph import Target
+from nanoflux_export.graph import Precision, Target
 from nanoflux_mobile import plugins
 from nanoflux_mobile.drawing import Canvas, Graphs
 from nanoflux_mobile.errors import CheckFailed, InputError
@@ -77,11 +77,11 @@ def open_bundle(path: Path) -> Bundle:
     return Bundle(path, manifest)
 
 
-def saved_graphs(bundle: Bundle) -> Graphs:
+def saved_graphs(bundle: Bundle, precision: Precision = "fp32") -> Graphs:
     """The bundle's own files, loaded into their runtime on this machine."""
     target = target_named(bundle.manifest.target)
     runners = {
-        entry.name: target.load(bundle.path / entry.path, entry.component)
+        entry.name: target.load(bundle.path / entry.path, entry.component, precision=precision)
         for entry in bundle.manifest.components
     }
     try:

@@ -11,7 +11,7 @@ from rich.table import Table
 from nanoflux_export.work import Journal, Step
 from nanoflux_mobile.parity import Parity
 
-REFERENCES = {"rounded": "same rounded weights", "fp32": "PyTorch float32"}
+REFERENCES = {"rounded": "same rounded weights", "fp32": "PyTorch float32", "half": "in half precision"}
 
 
 def console() -> Console:

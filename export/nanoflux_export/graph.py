@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import nn
 
@@ -13,7 +13,10 @@ from nanoflux_mobile.drawing import Runner
 from nanoflux_mobile.manifest import Finding
 from nanoflux_mobile.spec import Component, Scheme
 
-__all__ = ["Finding", "MobileGraph", "Runner", "Summary", "Target", "TensorLine"]
+__all__ = ["Finding", "MobileGraph", "Precision", "Runner", "Summary", "Target", "TensorLine"]
+
+
+Precision = Literal["fp32", "fp16"]
 
 
 @dataclass(frozen=True)
@@ -59,14 +62,17 @@ class Target(Protocol):
     SCHEMES: tuple[str, ...]
     """Kinds of `Scheme` it can store."""
 
+    PRECISIONS: tuple[Precision, ...]
+    """Arithmetic it can run a file in here: float32, and half as phones compute."""
+
     def convert(self, graph: MobileGraph, out: Path) -> None:
         """Write the graph, uncompressed, to `out`."""
 
     def compress(self, source: Path, scheme: Scheme, out: Path) -> None:
         """Write `source` with its weights stored as `scheme` to `out`."""
 
-    def load(self, path: Path, component: Component) -> Runner:
-        """A saved file, ready to run on this machine."""
+    def load(self, path: Path, component: Component, *, precision: Precision = "fp32") -> Runner:
+        """A saved file, ready to run on this machine in one of PRECISIONS."""
 
     def lint(self, path: Path, component: str) -> tuple[Finding, ...]:
         """What would leave the accelerator or slow it down."""

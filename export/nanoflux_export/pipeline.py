@@ -126,6 +126,7 @@ def judge(folder: Path, manifest: Manifest, journal: Journal) -> Manifest:
 def explain(figure: Parity) -> str:
     """One figure below its floor, in words."""
     against = {"rounded": "PyTorch on the same rounded weights", "fp32": "PyTorch in float32"}
+    against["half"] = "PyTorch on the same rounded weights when it computes in half precision"
     return (
         f"{figure.component} agrees to {figure.psnr_db:.1f} dB with {against[figure.reference]}, "
         f"its floor is {figure.floor_db:.1f} dB"

@@ -113,10 +113,9 @@ def test_a_recipe_damaged_anywhere_is_a_recipe_or_an_input_error(
     spot[path[-1]] = damage
     try:
         recipe = from_plain(Recipe, data, "recipe")
-    except InputError as error:
-        assert str(error).startswith("recipe")
-    else:
-        assert to_plain(from_plain(Recipe, to_plain(recipe), "recipe")) == to_plain(recipe)
+    except InputError:
+        return
+    assert to_plain(from_plain(Recipe, to_plain(recipe), "recipe")) == to_plain(recipe)
 
 
 FIXED = [(), ("targets", "coreml"), ("targets", "coreml", "image")]

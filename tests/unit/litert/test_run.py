@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from nanoflux_export.targets.litert.model_file import read_model
 from nanoflux_export.targets.litert.run import load
 from nanoflux_mobile.errors import InputError
 
@@ -70,3 +71,21 @@ def test_a_file_cut_short_is_refused_in_python(tmp_path, block, scheme):
         path.write_bytes(whole[:length])
         with pytest.raises(InputError, match="damaged"):
             load(path, block.graph.component)
+
+
+def test_overwritten_files_are_read_or_refused(tmp_path, block):
+    """Whatever is written over a file, reading it in Python ends, and ends in no other error."""
+    rng, path = np.random.default_rng(0), tmp_path / "overwritten.tflite"
+    whole = np.fromfile(block.files["int8"], np.uint8)
+    refused = 0
+    for _ in range(300):
+        damaged = whole.copy()
+        at = rng.integers(8, len(whole) - 4, size=3)
+        damaged[at] = rng.integers(0, 256, size=3)
+        damaged[at[0] : at[0] + 4] = rng.choice([0, 255])
+        damaged.tofile(path)
+        try:
+            read_model(path)
+        except InputError:
+            refused += 1
+    assert refused > 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.spec import Component, Scheme
@@ -13,12 +13,13 @@ from nanoflux_mobile.spec import Component, Scheme
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from nanoflux_export.graph import Finding, MobileGraph, Runner, Summary
+    from nanoflux_export.graph import Finding, MobileGraph, Precision, Runner, Summary
 
 NAME = "coreml"
 SUFFIX = ".mlpackage"
 COMPUTE_UNIT = "cpuAndNeuralEngine"
 SCHEMES = ("fp16", "palette")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 
 _TOOLS = ("coremltools", "torch")
 
@@ -38,7 +39,7 @@ def compress(source: Path, scheme: Scheme, out: Path) -> None:
 
 
 def load(
-    path: Path, component: Component, *, precision: Literal["fp32", "fp16"] = "fp32"
+    path: Path, component: Component, *, precision: Precision = "fp32"
 ) -> Runner:
     """The package at `path`, ready to run here.
 

@@ -19,7 +19,7 @@ from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.spec import Component
 
 _DTYPES = {"float32": torch.float32, "int32": torch.int32}
-_PROGRESS = "LITERT_TORCH_SHOW_PROGRESS"
+_SILENCE = {"LITERT_TORCH_SHOW_PROGRESS": "n", "TF_CPP_MIN_LOG_LEVEL": "1"}
 
 
 def convert(graph: MobileGraph, out: Path) -> None:
@@ -75,19 +75,19 @@ def _samples(component: Component) -> dict[str, Tensor]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without progress on stdout and warnings about the converter's own parts; errors pass."""
-    level, progress = logging.root.manager.disable, os.environ.get(_PROGRESS)
+    """Without progress on stdout and notes about the converter's own parts; errors pass."""
+    level = logging.root.manager.disable
+    added = {name: value for name, value in _SILENCE.items() if name not in os.environ}
     logging.disable(max(level, logging.WARNING))
-    os.environ[_PROGRESS] = "n"
+    os.environ.update(added)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(level)
-        del os.environ[_PROGRESS]
-        if progress is not None:
-            os.environ[_PROGRESS] = progress
+        for name in added:
+            del os.environ[name]
 
 
 @contextmanager

@@ -6,15 +6,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.spec import Component, Scheme
 
 if TYPE_CHECKING:
-    from nanoflux_export.graph import Finding, MobileGraph, Runner, Summary
+    from nanoflux_export.graph import Finding, MobileGraph, Precision, Runner, Summary
 
 NAME = "litert"
 SUFFIX = ".tflite"
 COMPUTE_UNIT = "gpu"
 SCHEMES = ("fp16", "int")
+PRECISIONS: tuple[Precision, ...] = ("fp32",)
 
 _TOOLS = ("ai-edge-litert", "ai-edge-quantizer", "litert-converter", "litert-torch", "torch")
 
@@ -33,9 +35,12 @@ def compress(source: Path, scheme: Scheme, out: Path) -> None:
     quantise.compress(source, scheme, out)
 
 
-def load(path: Path, component: Component) -> Runner:
+def load(path: Path, component: Component, *, precision: Precision = "fp32") -> Runner:
     """The saved file at `path`, ready to run on this machine's CPU; see `run.load`."""
     from nanoflux_export.targets.litert import run
+
+    if precision not in PRECISIONS:
+        raise InputError(f"LiteRT runs here in {', '.join(PRECISIONS)} only, not in {precision}")
 
     return run.load(path, component)
 

@@ -1,0 +1,1 @@
+"""The parts of the page that `report_html` puts together, one file per section."""

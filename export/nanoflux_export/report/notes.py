@@ -1,0 +1,101 @@
+"""What the linters found in the files, and where everything came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+
+from nanoflux_export.console import size
+from nanoflux_export.report.markup import Markup, block, element, head, join, scroller, section
+from nanoflux_export.report.words import bundle_name, listing
+from nanoflux_mobile.manifest import Finding, Manifest
+
+_COLUMNS = ("Graph", "Rule", "Count", "Advice")
+
+
+def lint_table(manifests: Sequence[Manifest]) -> Markup:
+    """The section with the findings; bundles of one runtime with equal findings share a block."""
+    lead = (
+        "What the linter read in the saved files that may leave a phone's accelerator or slow it "
+        "down. Findings are advice and fail nothing; only a device shows where an operation runs."
+    )
+    groups: dict[tuple[str, tuple[Finding, ...]], list[str]] = {}
+    for manifest in manifests:
+        groups.setdefault((manifest.target, manifest.lint), []).append(bundle_name(manifest))
+    blocks = [_findings(listing(names), found) for (_, found), names in groups.items()]
+    return section("lint", "Lint", lead, *blocks)
+
+
+def _findings(names: str, findings: Sequence[Finding]) -> Markup:
+    title = element("h3", names)
+    if not findings:
+        return join((title, element("p", "Nothing found.", class_="none")))
+    graphs = groupby(findings, key=lambda finding: finding.component)
+    blocks = [_graph(name, list(found)) for name, found in graphs]
+    table = element("table", head(_COLUMNS, ("Count",)), *blocks, class_="lint")
+    return join((title, scroller(f"Lint findings of {names}", table)))
+
+
+def _graph(name: str, findings: Sequence[Finding]) -> Markup:
+    title = element("th", name, scope="rowgroup", rowspan=str(len(findings)))
+    rows = [
+        join(
+            (
+                element("td", finding.rule),
+                element("td", f"{finding.count:,}", class_="number"),
+                element("td", finding.advice),
+            )
+        )
+        for finding in findings
+    ]
+    return block(title, rows)
+
+
+def provenance(manifests: Sequence[Manifest]) -> Markup:
+    """The footer: recipe, digests, tools and files of every bundle."""
+    bundles = element("div", *map(_origin, manifests), class_="origins")
+    return element("footer", element("h2", "Made from"), bundles)
+
+
+def _origin(manifest: Manifest) -> Markup:
+    facts = {
+        "made by": manifest.created_by,
+        "with": _pairs(manifest.tools, " "),
+        "recipe": manifest.recipe.name,
+        "overrides": _pairs(manifest.recipe.overrides, "=") or "none",
+        "picture": f"{manifest.canvas.image_side} px, {len(manifest.sigmas) - 1} steps",
+        "meant for": listing(sorted({entry.compute_unit for entry in manifest.components})),
+    }
+    digests = {
+        "recipe digest": manifest.recipe.digest,
+        "source sha256": manifest.source_sha256,
+        "bundle digest": manifest.digest,
+    }
+    lines = [join((element("dt", key), element("dd", value))) for key, value in facts.items()]
+    lines += [
+        join((element("dt", key), element("dd", element("code", value))))
+        for key, value in digests.items()
+    ]
+    title = element("h3", bundle_name(manifest))
+    return element("div", title, element("dl", *lines), _files(manifest), class_="origin")
+
+
+def _pairs(values: Mapping[str, str], between: str) -> str:
+    return ", ".join(f"{key}{between}{value}" for key, value in values.items())
+
+
+def _files(manifest: Manifest) -> Markup:
+    rows = [
+        element(
+            "tr",
+            element("th", file.path, scope="row"),
+            element("td", size(file.bytes), class_="number"),
+            element("td", element("code", file.sha256[:16])),
+        )
+        for file in manifest.files
+    ]
+    columns = head(("File", "Size", "sha256, first 16"), ("Size",))
+    table = element("table", columns, element("tbody", *rows))
+    label = f"Files of {bundle_name(manifest)}"
+    summary = element("summary", f"{len(manifest.files)} files")
+    return element("details", summary, scroller(label, table))
