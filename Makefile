@@ -18,7 +18,7 @@ check: $(READY)  # format, lint, types, and who may import whom
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
-	PYTHONPATH=.:export:benchmarks $(BIN)/lint-imports
+	$(BIN)/lint-imports
 
 clean:
 	rm -rf .venv build dist

@@ -190,7 +190,9 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_file(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def save_part(module: nn.Module, folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> None:
+def save_part(
+    module: nn.Module, folder: Path, config: Mapping[str, Any], dtype: torch.dtype
+) -> None:
     """Write a module's config.json and weights, under the names it has here."""
     write_json(folder / "config.json", config)
     state = {k: v.detach().to(dtype).contiguous() for k, v in module.state_dict().items()}

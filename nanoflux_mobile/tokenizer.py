@@ -23,9 +23,7 @@ CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
 
 def clip_tokenizer(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
     """CLIP's tokenizer from its two tables."""
-    tokenizer = Tokenizer(
-        models.BPE(vocab, merges, end_of_word_suffix="</w>", unk_token=CLIP_END)
-    )
+    tokenizer = Tokenizer(models.BPE(vocab, merges, end_of_word_suffix="</w>", unk_token=CLIP_END))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
@@ -46,7 +44,11 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a folder: tokenizer.json, or CLIP's vocab.json with merges.txt."""
     try:
         if (folder / "tokenizer.json").is_file():
-            return Tokenizer.from_file(str(folder / "tokenizer.json"))
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            # One saved after use keeps the length of its last call, and would cut prompts unseen.
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+            return tokenizer
         vocab = json.loads((folder / "vocab.json").read_text("utf-8"))
         lines = (folder / "merges.txt").read_text("utf-8").splitlines()
         pairs = [line.split() for line in lines if line and not line.startswith("#version")]

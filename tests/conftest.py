@@ -119,6 +119,4 @@ def micro(micro_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> M
     recipe = load_recipe(str(root / "micro.toml"))
     made = export(micro_checkpoint, recipe, root / "out", journal)
     bundles = {bundle.manifest.target: bundle.path for bundle in made}
-    return Micro(
-        micro_checkpoint, root / "micro.toml", root / "out", bundles, tuple(journal.steps)
-    )
+    return Micro(micro_checkpoint, root / "micro.toml", root / "out", bundles, tuple(journal.steps))

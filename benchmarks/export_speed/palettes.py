@@ -89,9 +89,7 @@ def _theirs(case: Case, weights: Half) -> Half:
     with quiet():
         from coremltools.optimize.coreml._quantization_passes import palettize_weights
 
-        stored = palettize_weights.blockwise_compress(
-            weights, "KMEANS", case.bits, [case.group, 0]
-        )
+        stored = palettize_weights.blockwise_compress(weights, "KMEANS", case.bits, [case.group, 0])
         dense: Half = palettize_weights.decompress(stored)
     return dense
 

@@ -50,7 +50,9 @@ def fill(
     write_file(folder / "schedule.json", json.dumps({"sigmas": sigmas}, indent=2) + "\n")
 
 
-def _entry(folder: Path, graph: MobileGraph, target: Target, wanted: ComponentRecipe) -> ComponentEntry:
+def _entry(
+    folder: Path, graph: MobileGraph, target: Target, wanted: ComponentRecipe
+) -> ComponentEntry:
     component = graph.component
     path = f"components/{component.name}{target.SUFFIX}"
     package = folder / path

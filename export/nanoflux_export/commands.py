@@ -169,7 +169,9 @@ def generate(
 
 def inspect(
     path: Annotated[Path, typer.Argument(help="A checkpoint, bundle, .mlpackage or .tflite.")],
-    lint: Annotated[bool, typer.Option("--lint", help="Also what would leave the accelerator.")] = False,
+    lint: Annotated[
+        bool, typer.Option("--lint", help="Also what would leave the accelerator.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Sizes, ops, schemes, inputs and memory plan of a model file.

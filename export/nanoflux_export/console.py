@@ -11,7 +11,11 @@ from rich.table import Table
 from nanoflux_export.work import Journal, Step
 from nanoflux_mobile.parity import Parity
 
-REFERENCES = {"rounded": "same rounded weights", "fp32": "PyTorch float32", "half": "in half precision"}
+REFERENCES = {
+    "rounded": "same rounded weights",
+    "fp32": "PyTorch float32",
+    "half": "in half precision",
+}
 
 
 def console() -> Console:

@@ -44,9 +44,7 @@ def run(out: Path, journal: Journal) -> Demo:
     """Export the tiny student by every demo recipe, draw with all of them, write the report."""
     checkpoint = tiny_checkpoint()
     bundles = tuple(
-        bundle
-        for name in RECIPES
-        for bundle in export(checkpoint, load_recipe(name), out, journal)
+        bundle for name in RECIPES for bundle in export(checkpoint, load_recipe(name), out, journal)
     )
     student = out / "tiny-student"
     with journal.step("save the Static-LN student"):

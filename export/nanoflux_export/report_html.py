@@ -13,7 +13,7 @@ from nanoflux_export.console import size
 from nanoflux_export.report.gallery import Row, gallery
 from nanoflux_export.report.markup import Markup, element, join
 from nanoflux_export.report.notes import lint_table, provenance
-from nanoflux_export.report.parity_chart import headline, least_margin, parity_chart
+from nanoflux_export.report.parity_chart import headline, margins, parity_chart
 from nanoflux_export.report.sizes import bundle_bytes, memory_plan, size_table
 from nanoflux_export.report.stages import stage_chart, total_text
 from nanoflux_export.report.words import bundle_name, count
@@ -102,9 +102,10 @@ def _header(report: Report) -> Markup:
 
 def _facts(report: Report) -> Markup:
     facts: list[tuple[str, str, str]] = []
-    if margin := least_margin(report.manifests):
-        where = f"{margin.bundle}, {margin.figure.component}"
-        facts.append(("closest to its floor", f"{margin.db:+.1f} dB", where))
+    if every := margins(report.manifests):
+        least = min(every, key=lambda margin: margin.db)
+        where = f"{least.bundle}, {least.figure.component}"
+        facts.append(("closest to its floor", least.text, where))
     if report.manifests:
         smallest = min(report.manifests, key=bundle_bytes)
         facts.append(("smallest bundle", size(bundle_bytes(smallest)), bundle_name(smallest)))
@@ -122,7 +123,7 @@ def _fact(name: str, value: str, note: str) -> Markup:
 def _claims(manifests: Sequence[Manifest]) -> Markup:
     targets = sorted({manifest.target for manifest in manifests})
     checked = (
-        "Every file of every bundle was run here, as saved, on inputs recorded from PyTorch.",
+        _measured(manifests),
         *(_RAN.get(name, f"{name} files were executed on this machine.") for name in targets),
     )
     unchecked = (
@@ -132,6 +133,11 @@ def _claims(manifests: Sequence[Manifest]) -> Markup:
     )
     pair = join((_claim("What was checked", checked), _claim("What was not", unchecked)))
     return element("div", pair, class_="claims")
+
+
+def _measured(manifests: Sequence[Manifest]) -> str:
+    which = "every bundle" if all(m.parity for m in manifests) else "each bundle with figures below"
+    return f"The files of {which} were run here, as saved, on inputs recorded from PyTorch."
 
 
 def _claim(title: str, lines: Sequence[str]) -> Markup:

@@ -88,9 +88,7 @@ def lint(bundle_path: Path, files: Mapping[str, str], target_name: str) -> tuple
     """Lint findings of every package; `files` maps component names to paths in the bundle."""
     target = target_named(target_name)
     return tuple(
-        finding
-        for name, file in files.items()
-        for finding in target.lint(bundle_path / file, name)
+        finding for name, file in files.items() for finding in target.lint(bundle_path / file, name)
     )
 
 

@@ -1,36 +1,63 @@
 """Train the shipped tiny family from nothing.
 
-    python -m nanoflux_mobile.distill.tiny --out runs/tiny
+    python -m nanoflux_mobile.distill.tiny --out runs/tiny --teacher-steps 6000 --teacher-batch 64
 
-Tokenizers, text towers, autoencoder, teacher, in that order; every stage resumes where it was
-killed. Ends with a diffusers FLUX folder at OUT/checkpoint.
+Uses a GPU when there is one. Tokenizers, text towers, autoencoder, teacher, in that order; every
+stage resumes where it was killed. Ends with a diffusers FLUX folder at OUT/checkpoint.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 from nanoflux_mobile.data.scenes import CANVAS
+from nanoflux_mobile.distill.lessons import TEXT_TOKENS, CrowdedScenes, Words, unit
 from nanoflux_mobile.distill.tiny_teacher import Frozen, new_teacher, train_teacher
-from nanoflux_mobile.distill.tiny_text import TEXT_TOKENS, new_towers, train_text
+from nanoflux_mobile.distill.tiny_text import new_towers, train_text
 from nanoflux_mobile.distill.tiny_tokenizers import write_tokenizers
-from nanoflux_mobile.distill.tiny_vae import TINY_VAE, pictures, train_vae
+from nanoflux_mobile.distill.tiny_vae import TINY_VAE, train_vae
+from nanoflux_mobile.distill.trainer import TrainConfig
 from nanoflux_mobile.families.nanoflux import FluxParts, PooledText, save
 from nanoflux_mobile.models.vae import Autoencoder
 from nanoflux_mobile.tokenizer import load_tokenizer
 
+M = TypeVar("M", bound=nn.Module)
 SEED = 0
-TEXT_STEPS, VAE_STEPS, TEACHER_STEPS = 1000, 2400, 1800
 
 
-def averaged(model: nn.Module, folder: Path) -> nn.Module:
-    """`model` with the EMA weights of a training folder, frozen."""
-    stored = torch.load(folder / "last.pt", weights_only=True)["ema"]
+@dataclass(frozen=True)
+class Budget:
+    """How long each stage trains, and on how many samples a step."""
+
+    text: TrainConfig
+    vae: TrainConfig
+    teacher: TrainConfig
+    teacher_batch: int
+
+
+def budget(device: str, teacher_steps: int, teacher_batch: int) -> Budget:
+    """The stages' settings on a device; a GPU is fed by worker processes."""
+    workers = 0 if device == "cpu" else max(1, (os.cpu_count() or 2) - 2)
+    here = {"lr": 2e-3, "device": device, "workers": workers}
+    return Budget(
+        TrainConfig(steps=1000, ema=0.99, weight_decay=0.03, **here),
+        TrainConfig(steps=2400, ema=0.995, **here),
+        TrainConfig(steps=teacher_steps, warmup=50, ema=0.99, log_every=10, **here),
+        teacher_batch,
+    )
+
+
+def averaged(model: M, folder: Path) -> M:
+    """`model` with the EMA weights of a training folder, frozen, on the CPU."""
+    stored = torch.load(folder / "last.pt", weights_only=True, map_location="cpu")["ema"]
     weights = {k.removeprefix("module."): v for k, v in stored.items() if k != "n_averaged"}
     model.load_state_dict(weights)
     return model.eval().requires_grad_(False)
@@ -39,29 +66,34 @@ def averaged(model: nn.Module, folder: Path) -> nn.Module:
 def scaled(vae: Autoencoder) -> Autoencoder:
     """The same autoencoder, its config centring and scaling latents to unit variance."""
     with torch.no_grad():
-        z = vae.posterior(pictures(12345, 256))[0]
+        z = vae.posterior(unit(CrowdedScenes(seed=12345, batch=256)[0]))[0]
     shift, scale = round(z.mean().item(), 4), round(1 / z.std().item(), 4)
     vae.cfg = dataclasses.replace(vae.cfg, shift_factor=shift, scaling_factor=scale)
     return vae
 
 
-def frozen_parts(out: Path) -> Frozen:
+def words_of(out: Path) -> Words:
+    """The tokenizers of a run."""
+    folder = out / "words"
+    return Words(load_tokenizer(folder / "tokenizer_2"), load_tokenizer(folder / "tokenizer"))
+
+
+def frozen_parts(out: Path, words: Words) -> Frozen:
     """Everything the teacher learns from, out of the finished stages."""
-    unigram, bytepair = (load_tokenizer(out / "words" / n) for n in ("tokenizer_2", "tokenizer"))
-    towers = averaged(new_towers(unigram, bytepair), out / "text")
-    vae = scaled(averaged(Autoencoder(TINY_VAE), out / "vae"))
-    return Frozen(vae, towers.t5, towers.clip, unigram, bytepair)
+    towers = averaged(new_towers(words), out / "text")
+    return Frozen(scaled(averaged(Autoencoder(TINY_VAE), out / "vae")), towers.t5, towers.clip)
 
 
 def write_checkpoint(out: Path) -> Path:
     """The finished stages as a diffusers FLUX folder in float16, at OUT/checkpoint."""
-    frozen = frozen_parts(out)
+    words = words_of(out)
+    frozen = frozen_parts(out, words)
     parts = FluxParts(
         denoiser=averaged(new_teacher(SEED), out / "teacher"),
         text_encoder=frozen.t5,
-        tokenizer=frozen.unigram,
+        tokenizer=words.unigram,
         vae=frozen.vae,
-        clip=PooledText(frozen.clip, frozen.bytepair),
+        clip=PooledText(frozen.clip, words.bytepair),
         scheduler={"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 1.0},
         text_tokens=TEXT_TOKENS,
         side=CANVAS,
@@ -70,17 +102,27 @@ def write_checkpoint(out: Path) -> Path:
     return out / "checkpoint"
 
 
-def main() -> None:
-    """Run every stage that is not finished yet."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/tiny"))
-    out = parser.parse_args().out
+def run(out: Path, plan: Budget) -> Path:
+    """Every stage that is not finished yet, then the checkpoint."""
     if not (out / "words").exists():
         write_tokenizers(out / "words", SEED)
-    train_text(out / "words", out / "text", TEXT_STEPS, 64, SEED)
-    train_vae(out / "vae", VAE_STEPS, 8, SEED)
-    train_teacher(frozen_parts(out), out / "teacher", TEACHER_STEPS, 64, SEED)
-    print(write_checkpoint(out))
+    words = words_of(out)
+    train_text(words, out / "text", 64, SEED, plan.text)
+    train_vae(out / "vae", 8, SEED, plan.vae)
+    frozen = frozen_parts(out, words)
+    train_teacher(frozen, words, out / "teacher", plan.teacher_batch, SEED, plan.teacher)
+    return write_checkpoint(out)
+
+
+def main() -> None:
+    """Parse the few choices and run."""
+    parser = argparse.ArgumentParser(description="Train the shipped tiny family from nothing.")
+    parser.add_argument("--out", type=Path, default=Path("runs/tiny"))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--teacher-steps", type=int, default=6000)
+    parser.add_argument("--teacher-batch", type=int, default=64)
+    given = parser.parse_args()
+    print(run(given.out, budget(given.device, given.teacher_steps, given.teacher_batch)))
 
 
 if __name__ == "__main__":

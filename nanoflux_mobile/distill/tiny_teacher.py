@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from nanoflux_mobile.data.captions import examples
-from nanoflux_mobile.data.scenes import render
-from nanoflux_mobile.distill.tiny_text import CLIP_TOKENS, TEXT_TOKENS, batch_ids
-from nanoflux_mobile.distill.trainer import TrainConfig, train
+from nanoflux_mobile.distill.lessons import STRIDE, TEXT_TOKENS, CaptionedScenes, Words, unit
+from nanoflux_mobile.distill.trainer import Lesson, TrainConfig, train
 from nanoflux_mobile.models.clip import ClipText
 from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux, Rope, modulate, rope_tables
 from nanoflux_mobile.models.t5 import T5Encoder
 from nanoflux_mobile.models.vae import Autoencoder
-from nanoflux_mobile.tokenizer import CLIP_END
 
 TINY_FLUX = FluxConfig(
     in_channels=16,
@@ -36,6 +30,10 @@ SIDE = 8
 """Latent cells along a side; every cell is one token."""
 
 
+GUIDANCE = 0.5
+"""How far the last quarter of training leans away from the empty caption (guidance scale 1.5)."""
+
+
 @dataclass(frozen=True)
 class Frozen:
     """What the teacher learns from: trained encoders that stay as they are."""
@@ -43,8 +41,6 @@ class Frozen:
     vae: Autoencoder
     t5: T5Encoder
     clip: ClipText
-    unigram: Tokenizer
-    bytepair: Tokenizer
 
 
 @dataclass(frozen=True)
@@ -65,25 +61,16 @@ def positions() -> Rope:
 
 
 @torch.no_grad()
-def encode_texts(frozen: Frozen, texts: list[str]) -> tuple[Tensor, Tensor]:
-    """Text states (B, T, J) and pooled text (B, P) of captions."""
-    ids = batch_ids(frozen.unigram, texts, TEXT_TOKENS, "<pad>")
-    clip_ids = batch_ids(frozen.bytepair, texts, CLIP_TOKENS, CLIP_END)
-    return frozen.t5(ids), frozen.clip(clip_ids)
-
-
-@torch.no_grad()
-def fresh_batch(frozen: Frozen, seed: int, size: int, dropout: float) -> Batch:
-    """New scenes never seen before; a share of the captions is replaced by the empty one."""
-    rows = list(itertools.islice(examples(seed), size))
-    drawn = np.stack([render(scene) for _, _, scene in rows])
-    pixels = torch.from_numpy(drawn).permute(0, 3, 1, 2).float() / 127.5 - 1.0
-    texts = ["" if i < dropout * size else text for i, (text, _, _) in enumerate(rows)]
-    text_BTJ, pooled_BP = encode_texts(frozen, texts)
+def encode_batch(frozen: Frozen, lesson: Lesson) -> Batch:
+    """A lesson's pixels and captions as the teacher meets them."""
+    pixels, ids_BT, clip_ids_BS = lesson
+    pooled_BP = frozen.clip(clip_ids_BS)
     # Half the pooled vectors belong to another caption: the modulation learns to lean on time,
     # as FLUX's does, which is what makes a table over steps able to replace it.
-    pooled_BP[size // 2 :] = pooled_BP[size // 2 :].roll(1, 0)
-    return Batch(frozen.vae.encode(pixels).flatten(2).transpose(1, 2), text_BTJ, pooled_BP)
+    half = len(pooled_BP) // 2
+    pooled_BP = torch.cat((pooled_BP[:half], pooled_BP[half:].roll(1, 0)))
+    x_BSC = frozen.vae.encode(unit(pixels)).flatten(2).transpose(1, 2)
+    return Batch(x_BSC.float(), frozen.t5(ids_BT), pooled_BP)
 
 
 def routed(
@@ -98,7 +85,7 @@ def routed(
     length = text_BTJ.shape[1]
     x_BSD, y_BTD = model.x_embedder(x_BSC), model.context_embedder(text_BTJ)
     x_BSD, y_BTD = doubles[0](x_BSD, y_BTD, rows[0], rope)
-    places = torch.cat((torch.arange(length), kept + length))
+    places = torch.cat((torch.arange(length, device=kept.device), kept + length))
     short = (rope[0][places], rope[1][places])
     x_kept = x_BSD[:, kept]
     for block, m in zip(doubles[1:], rows[1:], strict=False):
@@ -113,20 +100,46 @@ def routed(
     return model.proj_out(modulate(h[:, length:], shift, scale))
 
 
-def flow_loss(model: NanoFlux, batch: Batch, rope: Rope, seed: int, routing: bool) -> Tensor:
-    """Mean squared error of the velocity at logit-normal times (SD3, section 3.1)."""
-    rng = torch.Generator().manual_seed(seed)
-    noise = torch.randn(batch.x_BSC.shape, generator=rng)
-    t_B = torch.sigmoid(torch.randn(len(noise), generator=rng) + 0.6)
+@dataclass(frozen=True)
+class Phase:
+    """What a step does beside plain flow matching: route tokens early, lean on guidance late."""
+
+    routing: bool
+    guidance: float
+
+
+def phase_of(step: int, steps: int) -> Phase:
+    """Routing for the first four fifths, guidance for the last quarter."""
+    return Phase(step < 0.8 * steps, GUIDANCE if step >= 0.75 * steps else 0.0)
+
+
+def flow_loss(
+    model: NanoFlux, batch: Batch, rope: Rope, rng: torch.Generator, phase: Phase
+) -> Tensor:
+    """Mean squared error of the velocity at logit-normal times (SD3, section 3.1).
+
+    With guidance, the target moves by the difference between the model's own answers to the
+    caption and to the empty one, so that sampling needs one pass (model guidance, Tang et al.,
+    2025). The batch's first row has the empty caption.
+    """
+    device, size = batch.x_BSC.device, len(batch.x_BSC)
+    noise = torch.randn(batch.x_BSC.shape, generator=rng).to(device)
+    t_B = torch.sigmoid(torch.randn(size, generator=rng) + 0.6).to(device)
     t = t_B[:, None, None]
     x = (1 - t) * batch.x_BSC + t * noise
-    inputs = (x, batch.text_BTJ, model.modulations(t_B, batch.pooled_BP), rope)
-    if routing:
+    rows = model.modulations(t_B, batch.pooled_BP)
+    if phase.routing:
         cells = x.shape[1]
-        velocity = routed(model, *inputs, torch.randperm(cells, generator=rng)[: cells // 2])
+        kept = torch.randperm(cells, generator=rng)[: cells // 2].to(device)
+        velocity = routed(model, x, batch.text_BTJ, rows, rope, kept)
     else:
-        velocity = model(*inputs)
-    return (velocity - (noise - batch.x_BSC)).square().mean()
+        velocity = model(x, batch.text_BTJ, rows, rope)
+    target = noise - batch.x_BSC
+    if phase.guidance:
+        empty_BTJ = batch.text_BTJ[:1].expand_as(batch.text_BTJ)
+        with torch.no_grad():
+            target = target + phase.guidance * (velocity - model(x, empty_BTJ, rows, rope))
+    return (velocity.float() - target.detach()).square().mean()
 
 
 def new_teacher(seed: int) -> NanoFlux:
@@ -134,18 +147,24 @@ def new_teacher(seed: int) -> NanoFlux:
     torch.manual_seed(seed)
     model = NanoFlux(TINY_FLUX)
     for name, p in model.named_parameters():
-        if "norm" in name and "linear" in name or name.startswith("proj_out"):
+        if ("norm" in name and "linear" in name) or name.startswith("proj_out"):
             nn.init.zeros_(p)
     return model
 
 
-def train_teacher(frozen: Frozen, out: Path, steps: int, batch: int, seed: int) -> NanoFlux:
-    """The trained teacher (EMA weights); resumes from `out`."""
-    model, rope = new_teacher(seed), positions()
+def train_teacher(
+    frozen: Frozen, words: Words, out: Path, batch: int, seed: int, config: TrainConfig
+) -> None:
+    """Train the teacher; resumes from `out`."""
+    model = new_teacher(seed)
+    for encoder in (frozen.vae, frozen.t5, frozen.clip):
+        encoder.to(config.device)
+    cos, sin = positions()
+    rope = (cos.to(config.device), sin.to(config.device))
 
-    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        key = seed * 1_000_003 + step
-        return flow_loss(model, fresh_batch(frozen, key, batch, 0.1), rope, key, step < 0.8 * steps), {}
+    def loss_of(lesson: Lesson, step: int) -> tuple[Tensor, dict[str, float]]:
+        rng = torch.Generator().manual_seed(seed * STRIDE + step)
+        phase = phase_of(step, config.steps)
+        return flow_loss(model, encode_batch(frozen, lesson), rope, rng, phase), {}
 
-    config = TrainConfig(steps, lr=2e-3, warmup=50, ema=0.99, save_every_s=60, log_every=10)
-    return train(model, loss_of, config, out)
+    train(model, CaptionedScenes(seed, batch, words, 0.1), loss_of, config, out)

@@ -7,22 +7,19 @@ A denoiser then meets text states in which colour, shape, count and relation lie
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from nanoflux_mobile.data.captions import RELATIONS, Claim, examples
+from nanoflux_mobile.data.captions import RELATIONS, Claim
 from nanoflux_mobile.data.scenes import BACKGROUNDS, COLOURS, RADII, SHAPES
-from nanoflux_mobile.distill.trainer import TrainConfig, train
+from nanoflux_mobile.distill.lessons import CLIP_TOKENS, Claims, Words
+from nanoflux_mobile.distill.trainer import Lesson, TrainConfig, train
 from nanoflux_mobile.models.clip import ClipConfig, ClipText
 from nanoflux_mobile.models.t5 import T5Config, T5Encoder
-from nanoflux_mobile.tokenizer import CLIP_END, encode, load_tokenizer
 
-TEXT_TOKENS, CLIP_TOKENS = 16, 24
 GROUPS = 4
 FIELDS = {
     "count": range(5),
@@ -88,20 +85,16 @@ class TextTowers(nn.Module):
         return self.t5_reader(self.t5(ids_BS)), self.clip_reader(pooled_BD[:, None])
 
 
-def batch_ids(tokenizer: Tokenizer, texts: list[str], length: int, pad: str) -> Tensor:
-    """int64 (B, length) ids of several captions."""
-    return torch.cat([torch.from_numpy(encode(tokenizer, t, length, pad)) for t in texts]).long()
-
-
 def _loss(answered: list[Tensor], truth_BQ: Tensor) -> tuple[Tensor, float]:
     losses = [F.cross_entropy(a, truth_BQ[:, i]) for i, a in enumerate(answered)]
     right = torch.stack([a.argmax(1) == truth_BQ[:, i] for i, a in enumerate(answered)])
     return torch.stack(losses).mean(), right.all(0).float().mean().item()
 
 
-def new_towers(unigram: Tokenizer, bytepair: Tokenizer) -> TextTowers:
+def new_towers(words: Words) -> TextTowers:
     """Untrained towers for the vocabularies of two tokenizers."""
-    model = TextTowers(t5_config(unigram.get_vocab_size()), clip_config(bytepair.get_vocab_size()))
+    sizes = words.unigram.get_vocab_size(), words.bytepair.get_vocab_size()
+    model = TextTowers(t5_config(sizes[0]), clip_config(sizes[1]))
     # T5 attention is unscaled, so its first scores must start small.
     for name, p in model.t5.named_parameters():
         if p.ndim == 2:
@@ -109,20 +102,16 @@ def new_towers(unigram: Tokenizer, bytepair: Tokenizer) -> TextTowers:
     return model
 
 
-def train_text(root: Path, out: Path, steps: int, batch: int, seed: int) -> TextTowers:
-    """The trained towers; `root` holds the tokenizers."""
+def train_text(words: Words, out: Path, batch: int, seed: int, config: TrainConfig) -> None:
+    """Train both towers; resumes from `out`."""
     torch.manual_seed(seed)
-    unigram, bytepair = load_tokenizer(root / "tokenizer_2"), load_tokenizer(root / "tokenizer")
-    model = new_towers(unigram, bytepair)
+    model = new_towers(words)
 
-    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        rows = list(itertools.islice(examples(seed * 1_000_003 + step), batch))
-        texts = [text for text, _, _ in rows]
-        truth_BQ = torch.tensor([answers(claim) for _, claim, _ in rows])
-        ids = batch_ids(unigram, texts, TEXT_TOKENS, "<pad>")
-        clip_ids = batch_ids(bytepair, texts, CLIP_TOKENS, CLIP_END)
-        by_t5, by_clip = model(ids, clip_ids)
-        (loss_t5, right_t5), (loss_clip, right_clip) = _loss(by_t5, truth_BQ), _loss(by_clip, truth_BQ)
+    def loss_of(lesson: Lesson, step: int) -> tuple[Tensor, dict[str, float]]:
+        ids_BT, clip_ids_BS, truth_BQ = lesson
+        by_t5, by_clip = model(ids_BT, clip_ids_BS)
+        loss_t5, right_t5 = _loss(by_t5, truth_BQ)
+        loss_clip, right_clip = _loss(by_clip, truth_BQ)
         return loss_t5 + loss_clip, {"t5_right": right_t5, "clip_right": right_clip}
 
-    return train(model, loss_of, TrainConfig(steps=steps, lr=2e-3, ema=0.99, weight_decay=0.03), out)
+    train(model, Claims(seed, batch, words, answers), loss_of, config, out)

@@ -13,13 +13,13 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers.trainers import BpeTrainer
 
-from nanoflux_mobile.data.captions import examples
+from nanoflux_mobile.data.captions import training_examples
 from nanoflux_mobile.tokenizer import CLIP_END, CLIP_START, clip_tokenizer
 
 
 def captions(seed: int, count: int) -> list[str]:
     """The first `count` captions of a seed."""
-    return [text for text, _, _ in itertools.islice(examples(seed), count)]
+    return [text for text, _, _ in itertools.islice(training_examples(seed), count)]
 
 
 def train_unigram(texts: list[str], size: int) -> Tokenizer:

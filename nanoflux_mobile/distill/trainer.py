@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Dataset
 
 from nanoflux_mobile.distill.muon import Muon
+
+Lesson = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,8 @@ class TrainConfig:
     weight_decay: float = 0.01
     ema: float = 0.999
     clip: float = 1.0
+    device: str = "cpu"
+    workers: int = 0
     save_every_s: float = 120.0
     log_every: int = 25
 
@@ -59,52 +66,85 @@ def _save(path: Path, state: dict[str, object]) -> None:
     aside.replace(path)
 
 
+@dataclass(frozen=True)
+class _Run:
+    """Everything that a save has to hold."""
+
+    model: nn.Module
+    averaged: AveragedModel
+    optimizers: list[torch.optim.Optimizer]
+
+    def save(self, path: Path, step: int) -> None:
+        models = {"model": self.model.state_dict(), "ema": self.averaged.state_dict()}
+        stored = [optimizer.state_dict() for optimizer in self.optimizers]
+        _save(path, {"step": step, **models, "optimizers": stored})
+
+    def resume(self, path: Path, device: str) -> int:
+        if not path.exists():
+            return 0
+        state = torch.load(path, weights_only=True, map_location=device)
+        self.model.load_state_dict(state["model"])
+        self.averaged.load_state_dict(state["ema"])
+        for optimizer, stored in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(stored)
+        return int(state["step"])
+
+    def update(self, lr: float, clip: float) -> None:
+        nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.averaged.update_parameters(self.model)
+
+
+def _batches(lessons: Dataset[Lesson], start: int, config: TrainConfig) -> Iterator[Lesson]:
+    loader = DataLoader(
+        lessons, batch_size=None, sampler=range(start, config.steps), num_workers=config.workers
+    )
+    for lesson in loader:
+        tensors = lesson if isinstance(lesson, tuple | list) else (lesson,)
+        yield tuple(tensor.to(config.device, non_blocking=True) for tensor in tensors)
+
+
 def train(
     model: nn.Module,
-    loss_of: Callable[[int], tuple[Tensor, dict[str, float]]],
+    lessons: Dataset[Any],
+    loss_of: Callable[[Lesson, int], tuple[Tensor, dict[str, float]]],
     config: TrainConfig,
     out: Path,
 ) -> nn.Module:
-    """Train `model` in place and return its EMA copy; `loss_of(step)` gives loss and figures.
+    """Train `model` in place and return its EMA copy.
 
-    Writes `out/log.jsonl` (one line every `log_every` steps) and `out/last.pt`; a second call with
-    the same folder goes on from the last save.
+    `lessons[step]` is the batch of a step, `loss_of(batch, step)` its loss and figures for the
+    log. Writes `out/log.jsonl` (a line every `log_every` steps) and `out/last.pt`; a second call
+    with the same folder goes on from the last save. On a GPU the forward pass is bfloat16.
     """
     out.mkdir(parents=True, exist_ok=True)
-    optimizers = make_optimizers(model, config)
+    model.to(config.device)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
-    start, saved = 0, out / "last.pt"
-    if saved.exists():
-        state = torch.load(saved, weights_only=True)
-        start = state["step"]
-        model.load_state_dict(state["model"])
-        averaged.load_state_dict(state["ema"])
-        for optimizer, stored in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(stored)
-
-    def save(step: int) -> None:
-        stored = [optimizer.state_dict() for optimizer in optimizers]
-        models = {"model": model.state_dict(), "ema": averaged.state_dict()}
-        _save(saved, {"step": step, **models, "optimizers": stored})
-
+    run = _Run(model, averaged, make_optimizers(model, config))
+    start = run.resume(out / "last.pt", config.device)
+    kind = torch.device(config.device).type
     began = saved_at = time.monotonic()
-    for step in range(start, config.steps):
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, step)
-        loss, figures = loss_of(step)
+    for step, lesson in enumerate(_batches(lessons, start, config), start):
+        with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
+            loss, figures = loss_of(lesson, step)
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        averaged.update_parameters(model)
-        if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
-            per_second = (step + 1 - start) / (time.monotonic() - began)
-            row = {"step": step + 1, "loss": loss.item(), **figures, "steps_per_s": per_second}
-            with (out / "log.jsonl").open("a") as log:
-                log.write(json.dumps({k: round(v, 5) for k, v in row.items()}) + "\n")
-        if time.monotonic() - saved_at > config.save_every_s or step + 1 == config.steps:
-            save(step + 1)
+        run.update(learning_rate(config, step), config.clip)
+        last = step + 1 == config.steps
+        if (step + 1) % config.log_every == 0 or last:
+            pace = (step + 1 - start) / (time.monotonic() - began)
+            _log(out, {"step": step + 1, "loss": loss.item(), **figures, "steps_per_s": pace})
+        if time.monotonic() - saved_at > config.save_every_s or last:
+            run.save(out / "last.pt", step + 1)
             saved_at = time.monotonic()
     return averaged.module
+
+
+def _log(out: Path, row: dict[str, float]) -> None:
+    line = json.dumps({name: round(value, 5) for name, value in row.items()})
+    with (out / "log.jsonl").open("a") as log:
+        log.write(line + "\n")
+    print(f"{out.name}: {line}", file=sys.stderr, flush=True)

@@ -45,8 +45,13 @@ CLIP_KEYS = KeyMap(
     ignored=("text_model.embeddings.position_ids",),
 )
 T5_PAD = "<pad>"
-VAE_DEFAULTS = {"mid_block_add_attention": True, "use_quant_conv": True, "use_post_quant_conv": True}
-"""What diffusers assumes where an older vae/config.json is silent."""
+FLUX_DEFAULTS = {"axes_dims_rope": (16, 56, 56)}
+VAE_DEFAULTS = {
+    "mid_block_add_attention": True,
+    "use_quant_conv": True,
+    "use_post_quant_conv": True,
+}
+"""What diffusers assumes where an older config.json is silent, as those of FLUX.1 are."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +84,10 @@ class FluxParts:
 
 def load(checkpoint: Checkpoint) -> FluxParts:
     """Every part of a FLUX folder; InputError names the part and the key that does not fit."""
-    flux = sizes(FluxConfig, checkpoint.config("transformer"), "transformer/config.json",
-                 {"patch_size": 1, "out_channels": None})
+    flux_config = {**FLUX_DEFAULTS, **checkpoint.config("transformer")}
+    flux = sizes(
+        FluxConfig, flux_config, "transformer/config.json", {"patch_size": 1, "out_channels": None}
+    )
     t5 = sizes(T5Config, checkpoint.config("text_encoder_2"), "text_encoder_2/config.json", {})
     vae_config = {**VAE_DEFAULTS, **checkpoint.config("vae")}
     vae = sizes(VaeConfig, vae_config, "vae/config.json", {"act_fn": "silu"})
@@ -97,8 +104,11 @@ def load(checkpoint: Checkpoint) -> FluxParts:
         vae=load_weights(lambda: Autoencoder(vae), root / "vae"),
         clip=None if flux.static_steps else _load_clip(checkpoint),
         scheduler=checkpoint.config("scheduler", "scheduler_config.json"),
-        text_tokens=_positive(checkpoint.config("tokenizer_2", "tokenizer_config.json"),
-                              "model_max_length", "tokenizer_2/tokenizer_config.json"),
+        text_tokens=_positive(
+            checkpoint.config("tokenizer_2", "tokenizer_config.json"),
+            "model_max_length",
+            "tokenizer_2/tokenizer_config.json",
+        ),
         side=_positive(checkpoint.config("vae"), "sample_size", "vae/config.json"),
     )
 
@@ -145,7 +155,9 @@ def make_student(parts: FluxParts, steps: int, prompts: Sequence[str]) -> FluxPa
     if parts.clip is None:
         stored = parts.denoiser.cfg.static_steps
         if stored != steps:
-            raise InputError(f"this student's table has {stored} steps, not {steps}; use its teacher")
+            raise InputError(
+                f"this student's table has {stored} steps, not {steps}; use its teacher"
+            )
         return parts
     sigmas = noise_levels(parts, steps).sigmas[:-1]
     table = step_rows(parts.denoiser, sigmas, pooled_text(parts.clip, prompts))
@@ -197,6 +209,15 @@ def graphs(parts: FluxParts) -> Graphs:
     return Graphs(text_encoder, denoiser, decoder)
 
 
+PIPELINE = {
+    "scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler"),
+    "text_encoder": ("transformers", "CLIPTextModel"),
+    "text_encoder_2": ("transformers", "T5EncoderModel"),
+    "tokenizer": ("transformers", "CLIPTokenizer"),
+    "tokenizer_2": ("transformers", "T5TokenizerFast"),
+    "transformer": ("diffusers", "FluxTransformer2DModel"),
+    "vae": ("diffusers", "AutoencoderKL"),
+}
 FLUX_CONFIG = {"_class_name": "FluxTransformer2DModel", "patch_size": 1}
 T5_CONFIG = {
     "architectures": ["T5EncoderModel"],
@@ -234,7 +255,6 @@ def _vae_config(parts: FluxParts) -> dict[str, Any]:
 def save(parts: FluxParts, folder: Path, dtype: torch.dtype) -> None:
     """Write a checkpoint folder, weights as `dtype`; the folder appears whole or not at all."""
     with staged_folder(folder) as root:
-        write_json(root / "model_index.json", {"_class_name": "FluxPipeline"})
         write_json(root / "scheduler" / "scheduler_config.json", dict(parts.scheduler))
         denoiser, t5 = parts.denoiser, parts.text_encoder
         save_part(denoiser, root / "transformer", {**FLUX_CONFIG, **to_plain(denoiser.cfg)}, dtype)
@@ -245,3 +265,5 @@ def save(parts: FluxParts, folder: Path, dtype: torch.dtype) -> None:
             tower = parts.clip.tower
             save_part(tower, root / "text_encoder", {**CLIP_CONFIG, **to_plain(tower.cfg)}, dtype)
             save_clip(parts.clip.tokenizer, root / "tokenizer", tower.cfg.max_position_embeddings)
+        listed = {part: names for part, names in PIPELINE.items() if (root / part).is_dir()}
+        write_json(root / "model_index.json", {"_class_name": "FluxPipeline", **listed})

@@ -146,7 +146,9 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(cfg.in_channels, widths[0], 3, padding=1)
         last = len(widths) - 1
         self.down_blocks = nn.ModuleList(
-            Stage(widths[max(i - 1, 0)], w, cfg.layers_per_block, groups, "down" if i < last else "")
+            Stage(
+                widths[max(i - 1, 0)], w, cfg.layers_per_block, groups, "down" if i < last else ""
+            )
             for i, w in enumerate(widths)
         )
         self.mid_block = MidBlock(widths[-1], groups, cfg.mid_block_add_attention)

@@ -154,7 +154,7 @@ def _image_parts() -> dict[str, object]:
 
 @pytest.fixture(scope="session")
 def flux(tmp_path_factory: pytest.TempPathFactory) -> Flux:
-    """The checkpoint; do not write into its folder. Its tokenizer is CLIP's two tables, as FLUX's."""
+    """The checkpoint; do not write into its folder. As in FLUX, CLIP's tokenizer is two tables."""
     from diffusers import FluxPipeline
 
     root = tmp_path_factory.mktemp("flux")

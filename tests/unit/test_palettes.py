@@ -43,10 +43,9 @@ def test_no_partition_has_less_error(numbers: list[float], bits: int) -> None:
 @pytest.mark.parametrize("bits", [1, 2, 4, 6])
 @pytest.mark.parametrize("shape", ["normal", "laplace", "shifted"])
 def test_never_worse_than_the_k_means_of_coremltools(bits: int, shape: str) -> None:
-    optimize = pytest.importorskip("coremltools").optimize.coreml
+    pytest.importorskip("coremltools")
     from coremltools.optimize.coreml._quantization_passes import palettize_weights
 
-    assert optimize  # the pass below is what its palettize_weights runs
     generator = np.random.default_rng(bits)
     draw = {
         "normal": generator.normal(0, 0.02, (24, 500)),

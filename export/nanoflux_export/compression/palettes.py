@@ -83,7 +83,7 @@ def _nearest(distinct: Half, entries: Half) -> NDArray[np.intp]:
     return np.searchsorted((wide[:-1] + wide[1:]) / 2, distinct.astype(np.float64))
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def _cluster_edges(sums: Floats, totals: Floats, clusters: int) -> Any:
     """Where the best clusters begin, and the end of the last: (clusters + 1,).
 
@@ -102,7 +102,7 @@ def _cluster_edges(sums: Floats, totals: Floats, clusters: int) -> Any:
     return edges
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def _add_cluster(sums: Floats, totals: Floats, before: Floats, lower: Any, starts: Any) -> Any:
     """What one cluster more gathers up to each value; its best start goes to `starts`.
 
@@ -127,7 +127,7 @@ def _add_cluster(sums: Floats, totals: Floats, before: Floats, lower: Any, start
     return gathered
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def _best_start(
     sums: Floats, totals: Floats, before: Floats, last: int, low: int, high: int
 ) -> tuple[int, float]:

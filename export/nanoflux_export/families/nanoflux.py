@@ -44,8 +44,16 @@ def components(parts: FluxParts) -> tuple[Component, ...]:
         ),
         Component(
             "decoder",
-            (TensorSpec("latents", ("batch", "channels", "rows", "columns"), canvas.shape, "float32"),),
-            (TensorSpec("image", ("batch", "RGB", "rows", "columns"), (1, 3, side, side), "float32"),),
+            (
+                TensorSpec(
+                    "latents", ("batch", "channels", "rows", "columns"), canvas.shape, "float32"
+                ),
+            ),
+            (
+                TensorSpec(
+                    "image", ("batch", "RGB", "rows", "columns"), (1, 3, side, side), "float32"
+                ),
+            ),
         ),
     )
 

@@ -41,8 +41,8 @@ class Row:
 
 def difference(picture: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Absolute difference of two uint8 pictures, amplified by `GAIN` and clipped at 255."""
-    gap = np.abs(picture.astype(np.int16) - reference.astype(np.int16))
-    return np.minimum(gap * GAIN, 255).astype(np.uint8)
+    gap: np.ndarray = np.abs(picture.astype(np.int16) - reference.astype(np.int16)) * GAIN
+    return gap.clip(0, 255).astype(np.uint8)
 
 
 def data_uri(picture: np.ndarray) -> str:

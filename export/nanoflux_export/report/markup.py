@@ -64,11 +64,10 @@ def head(columns: Sequence[str], numeric: Iterable[str] = ()) -> Markup:
     return element("thead", element("tr", *cells))
 
 
-def block(title: Markup, rows: Sequence[Markup]) -> Markup:
-    """Table rows that share one header cell, which spans them."""
-    return element(
-        "tbody", element("tr", title, rows[0]), *(element("tr", row) for row in rows[1:])
-    )
+def block(title: str, columns: int, rows: Iterable[Markup]) -> Markup:
+    """Table rows under a heading of their own, which spans all columns; `rows` are their cells."""
+    heading = element("th", title, scope="rowgroup", colspan=str(columns))
+    return element("tbody", element("tr", heading), *(element("tr", row) for row in rows))
 
 
 def bar(share: float, kind: str = "", floor: float | None = None) -> Markup:

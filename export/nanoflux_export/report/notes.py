@@ -10,7 +10,7 @@ from nanoflux_export.report.markup import Markup, block, element, head, join, sc
 from nanoflux_export.report.words import bundle_name, listing
 from nanoflux_mobile.manifest import Finding, Manifest
 
-_COLUMNS = ("Graph", "Rule", "Count", "Advice")
+_COLUMNS = ("Rule", "Count", "Advice")
 
 
 def lint_table(manifests: Sequence[Manifest]) -> Markup:
@@ -37,7 +37,6 @@ def _findings(names: str, findings: Sequence[Finding]) -> Markup:
 
 
 def _graph(name: str, findings: Sequence[Finding]) -> Markup:
-    title = element("th", name, scope="rowgroup", rowspan=str(len(findings)))
     rows = [
         join(
             (
@@ -48,7 +47,7 @@ def _graph(name: str, findings: Sequence[Finding]) -> Markup:
         )
         for finding in findings
     ]
-    return block(title, rows)
+    return block(name, len(_COLUMNS), rows)
 
 
 def provenance(manifests: Sequence[Manifest]) -> Markup:

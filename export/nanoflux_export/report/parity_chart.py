@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 from nanoflux_export.console import REFERENCES
-from nanoflux_export.report.markup import Markup, bar, element, percent, section
+from nanoflux_export.report.markup import Markup, bar, element, join, percent, section
 from nanoflux_export.report.words import bundle_name, count, decibels
 from nanoflux_mobile.manifest import Manifest
 from nanoflux_mobile.parity import Parity
 
 _STEP_DB = 20.0
+_MEANING = {
+    "rounded": "tells whether the graph is right",
+    "fp32": "tells what compression cost",
+    "half": "tells what survives the arithmetic of a phone's accelerator",
+}
 
 
 @dataclass(frozen=True)
@@ -27,59 +32,73 @@ class Headline:
 
 @dataclass(frozen=True)
 class Margin:
-    """The figure with the least room above its floor, in dB."""
+    """A figure of a bundle and its room above the floor."""
 
     bundle: str
     figure: Parity
 
     @property
     def db(self) -> float:
-        """How far the figure lies above its floor; negative below it."""
-        return self.figure.psnr_db - self.figure.floor_db
+        """How far the figure lies above its floor in dB; negative below it, -inf for no number."""
+        room = self.figure.psnr_db - self.figure.floor_db
+        return -math.inf if math.isnan(room) else room
+
+    @property
+    def text(self) -> str:
+        """`+5.2 dB`, or that there is no number."""
+        return f"{self.db:+.1f} dB" if math.isfinite(self.db) else "not finite"
+
+
+def margins(manifests: Iterable[Manifest]) -> tuple[Margin, ...]:
+    """Every figure of every bundle, in their order."""
+    return tuple(Margin(bundle_name(m), figure) for m in manifests for figure in m.parity)
 
 
 def headline(manifests: Sequence[Manifest]) -> Headline:
     """The verdict over all bundles; one without figures proves nothing, so it does not hold."""
-    figures = [figure for manifest in manifests for figure in manifest.parity]
-    silent = [manifest for manifest in manifests if not manifest.parity]
-    failed = [(m, figure) for m in manifests for figure in m.parity if not figure.holds]
-    misses = [_miss(manifest, figure) for manifest, figure in failed]
-    misses += [f"{bundle_name(manifest)}: nothing was measured" for manifest in silent]
-    if not figures:
-        return Headline(False, "Nothing was measured", tuple(misses))
+    every = margins(manifests)
+    failed = [margin for margin in every if not margin.figure.holds]
+    silent = [bundle_name(manifest) for manifest in manifests if not manifest.parity]
+    misses = (*map(_miss, failed), *(f"{name}: nothing was measured" for name in silent))
+    if not every:
+        return Headline(False, "Nothing was measured", misses)
     if failed:
         verb = "misses its floor" if len(failed) == 1 else "miss their floors"
-        return Headline(
-            False, f"{len(failed)} of {count(len(figures), 'figure')} {verb}", tuple(misses)
-        )
+        return Headline(False, f"{len(failed)} of {count(len(every), 'figure')} {verb}", misses)
     if silent:
-        return Headline(False, f"{count(len(silent), 'bundle')} not measured", tuple(misses))
-    text = "The only figure holds" if len(figures) == 1 else f"All {len(figures)} figures hold"
+        return Headline(False, f"{count(len(silent), 'bundle')} not measured", misses)
+    text = "The only figure holds" if len(every) == 1 else f"All {len(every)} figures hold"
     return Headline(True, text, ())
 
 
-def least_margin(manifests: Iterable[Manifest]) -> Margin | None:
-    """The figure closest to its floor, not-a-number first; None where nothing was measured."""
-    margins = [Margin(bundle_name(m), figure) for m in manifests for figure in m.parity]
-    return min(margins, key=lambda m: -math.inf if math.isnan(m.db) else m.db, default=None)
-
-
-def _miss(manifest: Manifest, figure: Parity) -> str:
+def _miss(margin: Margin) -> str:
+    figure = margin.figure
+    short = f", {-margin.db:.2g} dB short" if math.isfinite(margin.db) else ""
     return (
-        f"{bundle_name(manifest)}: {figure.component} against {REFERENCES[figure.reference]} "
-        f"is {decibels(figure.psnr_db)}, its floor is {decibels(figure.floor_db)}"
+        f"{margin.bundle}: {figure.component}, {REFERENCES[figure.reference]}: "
+        f"{decibels(figure.psnr_db)}, floor {decibels(figure.floor_db)}{short}"
     )
 
 
 def parity_chart(manifests: Sequence[Manifest]) -> Markup:
     """The section with one chart per bundle, all on one scale."""
     lead = (
-        "Peak signal-to-noise ratio of what the saved files answer. Against the same rounded "
-        "weights it tells whether the graph is right, against PyTorch float32 what compression "
-        "cost. The tick on each bar is the floor that the recipe sets; more is better."
+        "Peak signal-to-noise ratio of what the saved files answer; more is better. The tick on "
+        "each bar is the floor that the recipe sets. All bars are on one scale."
     )
-    top = scale_top_db(figure for manifest in manifests for figure in manifest.parity)
-    return section("parity", "Agreement with PyTorch", lead, *(_bundle(m, top) for m in manifests))
+    every = [margin.figure for margin in margins(manifests)]
+    legend = _legend({figure.reference for figure in every})
+    bundles = [_bundle(manifest, scale_top_db(every)) for manifest in manifests]
+    return section("parity", "Agreement with PyTorch", lead, legend, *bundles)
+
+
+def _legend(shown: Collection[str]) -> Markup:
+    lines = [
+        element("li", bar(1.0, key), element("span", element("b", REFERENCES[key]), " ", meaning))
+        for key, meaning in _MEANING.items()
+        if key in shown
+    ]
+    return element("ul", *lines, class_="legend") if lines else join(())
 
 
 def scale_top_db(figures: Iterable[Parity]) -> float:
@@ -102,7 +121,11 @@ def _bundle(manifest: Manifest, top: float) -> Markup:
 def _axis(top: float) -> Markup:
     every = _STEP_DB if top <= 5 * _STEP_DB else 2 * _STEP_DB
     ticks = [
-        element("span", f"{every * i:.0f}", style=f"left:{percent(every * i / top)}")
+        element(
+            "span",
+            f"{every * i:.0f}",
+            style=f"left:{percent(every * i / top)}",
+        )
         for i in range(int(top // every) + 1)
     ]
     track = element("div", element("span", *ticks, class_="track"), class_="line")

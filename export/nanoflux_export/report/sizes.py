@@ -22,8 +22,8 @@ from nanoflux_export.report.words import bundle_name
 from nanoflux_mobile.manifest import Manifest, MemoryStep
 
 WHOLE = "whole bundle"
-_COLUMNS = ("Graph", "Bundle", "Weights", "Size", "Bytes", "Of fp16", "")
-_NUMERIC = ("Size", "Bytes", "Of fp16")
+_COLUMNS = ("Bundle", "Weights", "Size", "Of fp16", "Bytes", "")
+_NUMERIC = ("Size", "Of fp16", "Bytes")
 
 Key = tuple[str, str, str, str]
 """What sizes are comparable under: family, source checkpoint, target, component."""
@@ -76,16 +76,14 @@ def size_table(manifests: Sequence[Manifest]) -> Markup:
 
 
 def _block(name: str, sizes: Sequence[Size], dense: Mapping[Key, int], largest: int) -> Markup:
-    title = element("th", name, scope="rowgroup", rowspan=str(len(sizes)))
-    rows = [_cells(one, dense.get(one.key), largest) for one in sizes]
-    return block(title, rows)
+    return block(name, len(_COLUMNS), (_cells(one, dense.get(one.key), largest) for one in sizes))
 
 
 def _cells(one: Size, dense: int | None, largest: int) -> Markup:
-    share = f"{one.bytes / dense:.0%}" if dense else "no fp16 here"
+    share = f"{one.bytes / dense:.0%}" if dense else "none here"
     texts = [element("td", one.bundle), element("td", one.scheme)]
     numbers = [
-        element("td", text, class_="number") for text in (size(one.bytes), f"{one.bytes:,}", share)
+        element("td", text, class_="number") for text in (size(one.bytes), share, f"{one.bytes:,}")
     ]
     return join((*texts, *numbers, element("td", bar(one.bytes / largest), class_="wide")))
 

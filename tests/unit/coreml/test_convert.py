@@ -160,8 +160,8 @@ def test_same_module_same_bytes(module: Block, package: Path, tmp_path: Path) ->
     assert _files(again) == _files(package)
 
 
-def test_the_module_keeps_its_weights(module: Block, package: Path) -> None:
-    assert package.is_dir()
+@pytest.mark.usefixtures("package")
+def test_the_module_keeps_its_weights(module: Block) -> None:
     for name, tensor in Block().state_dict().items():
         assert torch.equal(module.state_dict()[name], tensor)
 
@@ -184,12 +184,11 @@ def test_refuses_weights_beyond_half_precision(tmp_path: Path) -> None:
 
 
 def test_refuses_a_component_that_is_not_the_modules(module: Block, tmp_path: Path) -> None:
-    velocity, text = COMPONENT.outputs
-    wrong = Component("denoiser", COMPONENT.inputs, (velocity, TensorSpec("text", (), (), "int32")))
+    wrong_text = TensorSpec("text", (), (), "int32")
+    wrong = Component("denoiser", COMPONENT.inputs, (COMPONENT.outputs[0], wrong_text))
     with pytest.raises(NanofluxError, match="denoiser became"):
         target.convert(MobileGraph(wrong, module), tmp_path / "out.mlpackage")
     assert list(tmp_path.iterdir()) == []
-    assert text.shape == (1, 16, 8)
 
 
 def test_load_refuses_another_components_file(package: Path) -> None:

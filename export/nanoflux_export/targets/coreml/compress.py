@@ -43,7 +43,7 @@ def compress(source: Path, scheme: Scheme, out: Path) -> None:
 
 
 def _with_palettes(source: Path, scheme: Scheme, names: list[str]) -> Any:
-    import coremltools as ct  # type: ignore[import-untyped]
+    import coremltools as ct
 
     from nanoflux_export.compression.palettes import palette
 

@@ -46,7 +46,7 @@ def convert(graph: MobileGraph, out: Path) -> None:
 
 
 def _converted(graph: MobileGraph) -> Any:
-    import coremltools as ct  # type: ignore[import-untyped]
+    import coremltools as ct
 
     component = graph.component
     pipeline = ct.PassPipeline.DEFAULT

@@ -38,9 +38,7 @@ def compress(source: Path, scheme: Scheme, out: Path) -> None:
     compressing.compress(source, scheme, out)
 
 
-def load(
-    path: Path, component: Component, *, precision: Precision = "fp32"
-) -> Runner:
+def load(path: Path, component: Component, *, precision: Precision = "fp32") -> Runner:
     """The package at `path`, ready to run here.
 
     "fp32" computes in float32 on the stored weights: what then differs from PyTorch is a wrong

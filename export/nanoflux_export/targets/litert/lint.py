@@ -52,8 +52,8 @@ _STORED_INTEGERS = frozenset({"INT2", "INT4", "INT8", "UINT8"})
 _COMPUTED = frozenset({"BOOL", "FLOAT16", "FLOAT32", "INT8", "UINT8"})
 _WIDE = frozenset({"FLOAT64", "INT64", "UINT64"})
 _SIZES = (
-    (1 << 31, "file over 2 GiB", "phones cannot load it: store smaller weights or split the graph"),
-    (1 << 30, "file over 1 GiB", "its shaders may not compile: store smaller weights or split it"),
+    (1 << 31, "file-over-2-gib", "phones cannot load it: store smaller weights or split the graph"),
+    (1 << 30, "file-over-1-gib", "its shaders may not compile: store smaller weights or split it"),
 )
 
 
@@ -86,7 +86,7 @@ def findings(model: ModelFile, component: str) -> tuple[Finding, ...]:
 def _refused(model: ModelFile) -> Iterator[tuple[str, int, str]]:
     kinds = Counter(op.kind for graph in model.graphs for op in graph.ops)
     for kind in sorted(kinds.keys() - GPU_OPS):
-        yield f"not on the GPU: {kind}", kinds[kind], _INSTEAD.get(kind, _REWRITE)
+        yield f"op-off-gpu: {kind}", kinds[kind], _INSTEAD.get(kind, _REWRITE)
 
 
 def _broken(model: ModelFile) -> Iterator[tuple[str, int, str]]:
@@ -136,37 +136,37 @@ def _computed_integers(graph: Graph) -> int:
 
 RULES = (
     Rule(
-        "more than four axes",
+        "rank-over-four",
         lambda graph: sum(len(tensor.shape) > 4 for tensor in graph.tensors),
         "fold axes together: GPUs slice and reshape at most four",
     ),
     Rule(
-        "dynamic shape",
+        "dynamic-shape",
         lambda graph: sum(tensor.dynamic for tensor in graph.tensors),
         "give every axis its length: shaders are compiled for fixed shapes",
     ),
     Rule(
-        "64-bit values",
+        "wide-values",
         lambda graph: sum(tensor.dtype in _WIDE for tensor in graph.tensors),
         "use int32 and float32: no accelerator takes 64-bit tensors",
     ),
     Rule(
-        "integer values at run time",
+        "computed-integers",
         _computed_integers,
         "stays on the CPU: fine for token ids, else compute it in float or on the host",
     ),
     Rule(
-        "quantised FULLY_CONNECTED before an elementwise op",
+        "quantised-dense-before-elementwise",
         _dense_before_elementwise,
         "the GPU cannot compile it: write the layer as a 1x1 convolution",
     ),
     Rule(
-        "integer weights decompressed to float",
+        "decompressed-integer-weights",
         _decompressed_weights,
         "the GPU refuses it or hangs while compiling: store weights for integer compute",
     ),
     Rule(
-        "weights quantised in blocks",
+        "blockwise-weights",
         lambda graph: sum(tensor.blockwise for tensor in graph.tensors),
         "the GPU delegate aborts the process: use one scale per output channel",
     ),

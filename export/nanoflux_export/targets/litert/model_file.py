@@ -71,7 +71,7 @@ class ModelFile:
 
 
 def read_model(path: Path) -> ModelFile:
-    """The graphs of the .tflite file at `path`; weights are measured, not read.
+    """The graphs, at least one, of the .tflite file at `path`; weights are measured, not read.
 
     Raises:
         InputError: no file, not a .tflite file, or a damaged one.
@@ -142,6 +142,8 @@ def _graphs(data: mmap.mmap) -> tuple[Graph, ...]:
         tensors = tuple(read_tensor(tensor) for tensor in _items(subgraph, "Tensors"))
         ops = tuple(_op(op, codes, len(tensors)) for op in _items(subgraph, "Operators"))
         graphs.append(_graph(signatures.get(index), tensors, ops))
+    if not graphs:
+        raise ValueError("it holds no graph")
     return tuple(graphs)
 
 
