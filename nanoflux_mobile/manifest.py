@@ -6,14 +6,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Final, Literal
 
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.parity import Parity
-from nanoflux_mobile.spec import Component, Floors, TensorSpec, content_digest
+from nanoflux_mobile.spec import Component, ComponentName, Floors, TensorSpec, content_digest
 from nanoflux_mobile.strict_json import from_plain, to_plain
 
-SCHEMA = "bundle/1"
+SCHEMA: Final = "bundle/1"
 FILE = "manifest.json"
 
 
@@ -36,7 +36,7 @@ class Artifact:
 class ComponentEntry:
     """One graph: its package, weight scheme, inputs and outputs, and where it should run."""
 
-    name: Literal["text_encoder", "denoiser", "decoder"]
+    name: ComponentName
     path: str
     scheme: str
     compute_unit: str

@@ -13,6 +13,7 @@ from nanoflux_mobile.strict_json import to_plain
 
 RECIPE_SCHEMA = "recipe/1"
 DType = Literal["float32", "float16", "int32"]
+ComponentName = Literal["text_encoder", "denoiser", "decoder"]
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Component:
-    """One graph of a student: text_encoder, denoiser or decoder, with all its static shapes."""
+    """One graph of a student, with all its static shapes."""
 
-    name: str
+    name: ComponentName
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 

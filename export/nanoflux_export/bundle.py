@@ -43,7 +43,7 @@ class Bundle:
 def target_named(name: str) -> Target:
     """The functions of a runtime, by the name of its folder."""
     plugins.load("nanoflux_export.targets", name)
-    return plugins.load(f"nanoflux_export.targets.{name}", "target")  # type: ignore[return-value]
+    return plugins.load(f"nanoflux_export.targets.{name}", "target")
 
 
 def artifacts(folder: Path) -> tuple[Artifact, ...]:
@@ -69,8 +69,8 @@ def open_bundle(path: Path) -> Bundle:
             raise CheckFailed(f"{path}: {name} is missing; export the bundle again")
         if present[name].sha256 != file.sha256:
             raise CheckFailed(
-                f"{path}: {name} was changed after it was made (sha256 {present[name].sha256[:12]}, "
-                f"the manifest says {file.sha256[:12]}); export the bundle again"
+                f"{path}: {name} was changed after it was made: its sha256 begins with "
+                f"{present[name].sha256[:12]}, the manifest says {file.sha256[:12]}; export again"
             )
     if extra := sorted(present.keys() - listed.keys()):
         raise CheckFailed(f"{path}: {extra[0]} is not in the manifest; remove it or export again")
@@ -99,7 +99,7 @@ def bundle_token_ids(bundle: Bundle, prompt: str) -> np.ndarray:
 
 def step_tables(bundle: Bundle) -> np.ndarray:
     """Modulation of every step, float32 (steps, 1, D, 1, N)."""
-    return load_file(bundle.path / TABLES)["step_tables"]  # type: ignore[no-any-return]
+    return load_file(bundle.path / TABLES)["step_tables"]
 
 
 def memory_plan(entries: tuple[ComponentEntry, ...]) -> tuple[MemoryStep, ...]:

@@ -41,7 +41,7 @@ class Inspection:
 def _target_of(path: Path) -> Target | None:
     for name in plugins.names("nanoflux_export.targets"):
         target = target_named(name)
-        if target.SUFFIX == path.suffix:
+        if path.suffix == target.SUFFIX:
             return target
     return None
 

@@ -59,7 +59,7 @@ def export_target(
     student: Student, recipe: Recipe, target: Target, out: Path, journal: Journal
 ) -> Exported:
     """One target's bundle; it appears only once its saved files have passed."""
-    files = {
+    files: dict[str, Path] = {
         graph.component.name: saved_file(student, graph, target, recipe, out / WORK, journal)
         for graph in student.graphs
     }

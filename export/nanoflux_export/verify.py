@@ -107,7 +107,7 @@ def verify(bundle: Bundle, journal: Journal) -> Verification:
     """
     manifest = bundle.manifest
     golden = load_golden(bundle.path / GOLDEN)
-    floors = {entry.name: entry.floors for entry in manifest.components}
+    floors: dict[str, Floors] = {entry.name: entry.floors for entry in manifest.components}
     try:
         request = golden_request(bundle, golden)
         parity: tuple[Parity, ...] = ()
@@ -119,6 +119,7 @@ def verify(bundle: Bundle, journal: Journal) -> Verification:
     except KeyError as missing:
         raise InputError(f"{bundle.path}: its golden run lacks {missing}") from missing
     with journal.step("lint"):
-        files = {entry.name: entry.path for entry in manifest.components}
+        files: dict[str, str] = {entry.name: entry.path for entry in manifest.components}
         findings = lint(bundle.path, files, manifest.target)
-    return Verification(parity, findings)
+    order = [*floors, "image"]
+    return Verification(tuple(sorted(parity, key=lambda p: order.index(p.component))), findings)

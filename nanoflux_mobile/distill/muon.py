@@ -41,7 +41,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update of every parameter that has a gradient; equal shapes go together."""
         for group in self.param_groups:
             alike = defaultdict(list)
@@ -59,5 +59,6 @@ class Muon(torch.optim.Optimizer):
         state = self.state[p]
         if not state:
             state["momentum"] = torch.zeros_like(p)
-        state["momentum"].lerp_(p.grad, 1.0 - momentum)
-        return p.grad.lerp(state["momentum"], momentum).reshape(len(p), -1)
+        grad = p.grad if p.grad is not None else torch.zeros_like(p)
+        state["momentum"].lerp_(grad, 1.0 - momentum)
+        return grad.lerp(state["momentum"], momentum).reshape(len(p), -1)

@@ -46,11 +46,11 @@ class Budget:
 def budget(device: str, teacher_steps: int, teacher_batch: int) -> Budget:
     """The stages' settings on a device; a GPU is fed by worker processes."""
     workers = 0 if device == "cpu" else max(1, (os.cpu_count() or 2) - 2)
-    here = {"lr": 2e-3, "device": device, "workers": workers}
+    plain = TrainConfig(steps=0, lr=2e-3, device=device, workers=workers)
     return Budget(
-        TrainConfig(steps=1000, ema=0.99, weight_decay=0.03, **here),
-        TrainConfig(steps=2400, ema=0.995, **here),
-        TrainConfig(steps=teacher_steps, warmup=50, ema=0.99, log_every=10, **here),
+        dataclasses.replace(plain, steps=1000, ema=0.99, weight_decay=0.03),
+        dataclasses.replace(plain, steps=2400, ema=0.995),
+        dataclasses.replace(plain, steps=teacher_steps, warmup=50, ema=0.99, log_every=10),
         teacher_batch,
     )
 

@@ -27,7 +27,7 @@ Lesson = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long and how fast; `ema` is the decay per step, `decay` the share of steps cooling down."""
+    """How long and how fast; `ema` decays per step, `decay` is the share of steps cooling down."""
 
     steps: int
     lr: float
@@ -53,8 +53,11 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
     """Muon for every kernel and matrix inside blocks, AdamW for the rest."""
     inner = {n: p for n, p in model.named_parameters() if p.ndim >= 2 and "block" in n}
     rest = [p for n, p in model.named_parameters() if n not in inner]
-    options = {"lr": config.lr, "weight_decay": config.weight_decay}
-    return [torch.optim.AdamW(rest, betas=(0.9, 0.98), **options), Muon(inner.values(), **options)]
+    lr, decay = config.lr, config.weight_decay
+    return [
+        torch.optim.AdamW(rest, lr, betas=(0.9, 0.98), weight_decay=decay),
+        Muon(inner.values(), lr, decay),
+    ]
 
 
 def _save(path: Path, state: dict[str, object]) -> None:

@@ -128,7 +128,7 @@ def _load_clip(checkpoint: Checkpoint) -> PooledText:
 
 
 def token_ids(parts: FluxParts, prompt: str) -> np.ndarray:
-    """A prompt as the text encoder takes it, int32 (1, T); InputError if it cannot be read whole."""
+    """A prompt as the text encoder takes it, int32 (1, T); InputError if it does not fit."""
     return encode_prompt(parts.tokenizer, prompt, parts.text_tokens, T5_PAD)
 
 

@@ -57,7 +57,7 @@ class FluxConfig:
 
     @property
     def modulation_rows(self) -> int:
-        """N: six rows for each stream of a double block, three for a single block, two at the end."""
+        """N: six rows per stream of a double block, three per single block, two at the end."""
         return 12 * self.num_layers + 3 * self.num_single_layers + 2
 
 

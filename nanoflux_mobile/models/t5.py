@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -176,7 +177,8 @@ class T5Encoder(nn.Module):
     def position_bias(self, length: int) -> Tensor:
         """The attention bias every layer shares, (H, S, S)."""
         cfg = self.cfg
-        table = self.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight
+        first: Any = self.encoder.block[0]
+        table: Tensor = first.layer[0].SelfAttention.relative_attention_bias.weight
         buckets = relative_buckets(
             length, cfg.relative_attention_num_buckets, cfg.relative_attention_max_distance
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from nanoflux_export.graph import MobileGraph
 from nanoflux_export.mobile.decoder import MobileDecoder
 from nanoflux_export.mobile.denoiser import MobileDenoiser

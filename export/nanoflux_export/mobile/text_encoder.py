@@ -5,7 +5,6 @@ Shapes: T tokens, D model width, H heads, K head width; every activation is (1, 
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -67,7 +66,7 @@ class MobileBlock(nn.Module):
 
 
 class MobileTextEncoder(nn.Module):
-    """Token ids (1, T) to text states (1, D, 1, T); the position bias is a constant of the graph."""
+    """Token ids (1, T) to text states (1, D, 1, T); the position bias is a constant."""
 
     def __init__(self, source: T5Encoder, tokens: int) -> None:
         super().__init__()

@@ -66,7 +66,7 @@ def size_table(manifests: Sequence[Manifest]) -> Markup:
     sizes = [one for manifest in manifests for one in sizes_of(manifest)]
     names = sorted({one.key[-1] for one in sizes}, key=[one.key[-1] for one in sizes].index)
     dense = {one.key: one.bytes for one in sizes if one.scheme == "fp16"}
-    largest = max((one.bytes for one in sizes), default=1)
+    largest = max((one.bytes for one in sizes), default=0) or 1
     blocks = [
         _block(name, [one for one in sizes if one.key[-1] == name], dense, largest)
         for name in sorted(names, key=WHOLE.__eq__)
@@ -95,7 +95,7 @@ def memory_plan(manifests: Sequence[Manifest]) -> Markup:
         "weights are resident at each step. Planned from file sizes: activations and what a "
         "runtime keeps for itself come on top, and only a phone can tell how much."
     )
-    largest = max((step.peak_bytes for m in manifests for step in m.memory_plan), default=1)
+    largest = max((step.peak_bytes for m in manifests for step in m.memory_plan), default=0) or 1
     plans = element("div", *(_plan(manifest, largest) for manifest in manifests), class_="plans")
     return section("memory", "Memory plan", lead, plans)
 
@@ -117,7 +117,7 @@ def _turn(component: str, steps: Sequence[MemoryStep], largest: int) -> Markup:
 
 
 def _memory_step(step: MemoryStep, largest: int) -> Markup:
-    height = f"height:{percent(step.peak_bytes / max(largest, 1))}"
+    height = f"height:{percent(step.peak_bytes / largest)}"
     return element(
         "li",
         element("span", element("span", style=height), class_="column", aria_hidden="true"),
