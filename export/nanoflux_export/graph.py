@@ -62,6 +62,8 @@ class Target(Protocol):
     SCHEMES: tuple[str, ...]
     """Kinds of `Scheme` it can store."""
 
+    HALF_CONSTANTS: bool
+    """Whether norms, biases and tables are stored in half precision like the weights."""
     PRECISIONS: tuple[Precision, ...]
     """Arithmetic it can run a file in here: float32, and half as phones compute."""
 

@@ -108,7 +108,8 @@ def record_golden(student: Student, recipe: Recipe, target: Target) -> Tensors:
     runners = {}
     for graph in student.graphs:
         wanted = recipe.targets[target.NAME].components[graph.component.name]
-        shipped = rounded(graph.module, parse_scheme(wanted.scheme))
+        scheme, half = parse_scheme(wanted.scheme), target.HALF_CONSTANTS
+        shipped = rounded(graph.module, scheme, half_constants=half)
         runners[graph.component.name] = torch_runner(MobileGraph(graph.component, shipped))
     as_trained = student.family.graphs(student.parts)
     return golden_run.record(golden_request(student, recipe), as_trained, Graphs(**runners))

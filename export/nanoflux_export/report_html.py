@@ -11,7 +11,7 @@ from importlib import resources
 
 from nanoflux_export.console import size
 from nanoflux_export.report.gallery import Row, gallery
-from nanoflux_export.report.markup import Markup, element, join
+from nanoflux_export.report.markup import Markup, element, join, spaced
 from nanoflux_export.report.notes import lint_table, provenance
 from nanoflux_export.report.parity_chart import headline, margins, parity_chart
 from nanoflux_export.report.sizes import bundle_bytes, memory_plan, size_table
@@ -96,7 +96,7 @@ def _header(report: Report) -> Markup:
         element("p", report.summary, class_="summary"),
         _facts(report),
         _claims(report.manifests),
-        element("nav", *links, aria_label="Sections"),
+        element("nav", spaced(*links), aria_label="Sections"),
     )
 
 
@@ -117,7 +117,9 @@ def _facts(report: Report) -> Markup:
 
 
 def _fact(name: str, value: str, note: str) -> Markup:
-    return element("div", element("dt", name), element("dd", element("b", value), " ", note))
+    return element(
+        "div", spaced(element("dt", name), element("dd", spaced(element("b", value), note)))
+    )
 
 
 def _claims(manifests: Sequence[Manifest]) -> Markup:

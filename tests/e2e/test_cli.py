@@ -76,7 +76,7 @@ def test_inspect_tells_a_machine_what_a_file_is(cli, micro, target: str, suffix:
     file = found["file"]
     assert {line["name"] for line in file["inputs"]} == {"latents", "text_states", "step_table"}
     assert [(line["name"], line["shape"]) for line in file["outputs"]] == [
-        ("velocity", [1, 16, 1, 16])
+        ("velocity", [1, 16, 1, 64])
     ]
     assert sum(file["ops"].values()) > 50
     assert sum(file["storage"].values()) > 10

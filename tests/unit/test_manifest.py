@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -118,15 +119,17 @@ values = st.recursive(
 )
 
 
-def places(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+def places(data: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The way to every value inside a JSON value."""
-    pairs: Any = data.items() if isinstance(data, dict) else ()
-    pairs = enumerate(data) if isinstance(data, list) else pairs
-    return [path, *(place for key, item in pairs for place in places(item, (*path, key)))][bool(path) - 1 :]
+    items = data.items() if isinstance(data, dict) else enumerate(data)
+    for key, item in items:
+        yield (*path, key)
+        if isinstance(item, dict | list):
+            yield from places(item, (*path, key))
 
 
-WHOLE = json.loads((FIXTURE / "manifest.json").read_text("utf-8")) if FIXTURE.is_dir() else {}
-PLACES = places(WHOLE)
+WHOLE = json.loads((FIXTURE / "manifest.json").read_text("utf-8"))
+PLACES = list(places(WHOLE))
 
 
 @given(st.sampled_from(PLACES), values, st.sampled_from(["set", "delete", "add"]))

@@ -22,13 +22,14 @@ _LEAST_BOUND = 1e-9  # what ai-edge-quantizer takes for a channel of zeros
 
 
 @torch.no_grad()
-def rounded(module: nn.Module, scheme: Scheme) -> nn.Module:
+def rounded(module: nn.Module, scheme: Scheme, *, half_constants: bool = True) -> nn.Module:
     """A copy of a float32 module that holds the values a file stored as `scheme` decodes to.
 
     fp16, palette: all floating parameters and buffers at half precision, then the weights of
     `selection.OUTPUT_AXES` layers replaced by their palette entries. int: those weights on a
     symmetric grid per output channel, as ai-edge-quantizer's dynamic_wi8_afp32 lays it, and the
-    rest as it is. Layers must use their weights as they are: one that a graph scales or adds up
+    rest as it is. Without `half_constants`, as LiteRT stores them, norms, biases and tables stay
+    float32 under fp16 too. Layers must use their weights as they are: one that a graph scales or adds up
     before use is stored after that arithmetic.
 
     Raises:
@@ -39,7 +40,7 @@ def rounded(module: nn.Module, scheme: Scheme) -> nn.Module:
     twin = copy.deepcopy(module)
     axes = _output_axes(twin)
     for name, tensor in chain(twin.named_parameters(), twin.named_buffers()):
-        if tensor.is_floating_point():
+        if tensor.is_floating_point() and (half_constants or id(tensor) in axes):
             tensor.copy_(_stored(name, tensor, scheme, axes.get(id(tensor))))
     return twin
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from nanoflux_export.report.markup import Markup, element, join, section
+from nanoflux_export.report.markup import Markup, element, join, section, spaced
 from nanoflux_export.report.words import decibels
 from nanoflux_mobile.parity import psnr_db
 
@@ -91,7 +91,7 @@ def _compared(
 
 
 def _caption(label: str, note: str) -> Markup:
-    return element("figcaption", element("b", label), " ", element("span", note))
+    return element("figcaption", spaced(element("b", label), element("span", note)))
 
 
 def _image(picture: np.ndarray, alt: str) -> Markup:

@@ -26,6 +26,11 @@ def join(parts: Iterable[str]) -> Markup:
     return Markup("".join(map(escape, parts)))
 
 
+def spaced(*parts: str) -> Markup:
+    """Parts with a space between them, so that they stay words where a page is read as text."""
+    return Markup(" ".join(map(escape, parts)))
+
+
 def element(name: str, /, *children: str, **attributes: str) -> Markup:
     """`<name ...>children</name>`; write class as `class_` and aria-label as `aria_label`."""
     pairs = "".join(

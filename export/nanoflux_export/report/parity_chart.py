@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from nanoflux_export.console import REFERENCES
-from nanoflux_export.report.markup import Markup, bar, element, join, percent, section
+from nanoflux_export.report.markup import Markup, bar, element, join, percent, section, spaced
 from nanoflux_export.report.words import bundle_name, count, decibels
 from nanoflux_mobile.manifest import Manifest
 from nanoflux_mobile.parity import Parity
@@ -94,7 +94,9 @@ def parity_chart(manifests: Sequence[Manifest]) -> Markup:
 
 def _legend(shown: Collection[str]) -> Markup:
     lines = [
-        element("li", bar(1.0, key), element("span", element("b", REFERENCES[key]), " ", meaning))
+        element(
+            "li", bar(1.0, key), element("span", spaced(element("b", REFERENCES[key]), meaning))
+        )
         for key, meaning in _MEANING.items()
         if key in shown
     ]
@@ -139,12 +141,11 @@ def _graph(name: str, figures: Sequence[Parity], top: float) -> Markup:
 
 def _line(figure: Parity, top: float) -> Markup:
     kind = figure.reference if figure.holds else f"{figure.reference} missed"
-    return element(
-        "li",
+    parts = spaced(
         element("span", REFERENCES[figure.reference], class_="against"),
         bar(figure.psnr_db / top, kind, figure.floor_db / top),
         element("span", decibels(figure.psnr_db), class_="value"),
         element("span", f"floor {decibels(figure.floor_db)}", class_="floor"),
         element("span", "holds" if figure.holds else "misses", class_="verdict"),
-        class_="line" if figure.holds else "line missed",
     )
+    return element("li", parts, class_="line" if figure.holds else "line missed")

@@ -103,7 +103,7 @@ def memory_plan(manifests: Sequence[Manifest]) -> Markup:
 def _plan(manifest: Manifest, largest: int) -> Markup:
     peak = max((step.peak_bytes for step in manifest.memory_plan), default=0)
     note = f"peak {size(peak)}" if manifest.memory_plan else "no plan stated"
-    title = element("h3", bundle_name(manifest), " ", element("small", note))
+    title = element("h3", spaced(bundle_name(manifest), element("small", note)))
     parts = groupby(manifest.memory_plan, key=lambda step: step.component)
     turns = [_turn(component, list(steps), largest) for component, steps in parts]
     label = f"Memory plan of {bundle_name(manifest)}"
@@ -118,9 +118,9 @@ def _turn(component: str, steps: Sequence[MemoryStep], largest: int) -> Markup:
 
 def _memory_step(step: MemoryStep, largest: int) -> Markup:
     height = f"height:{percent(step.peak_bytes / largest)}"
-    return element(
-        "li",
+    parts = spaced(
         element("span", element("span", style=height), class_="column", aria_hidden="true"),
         element("span", step.action),
         element("span", size(step.peak_bytes), class_="value"),
     )
+    return element("li", parts)

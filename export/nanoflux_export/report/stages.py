@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nanoflux_export.report.markup import Markup, bar, element, section
+from nanoflux_export.report.markup import Markup, bar, element, section, spaced
 from nanoflux_export.report.words import count, duration
 from nanoflux_export.work import Step
 
@@ -61,13 +61,13 @@ def stage_chart(steps: Sequence[Step]) -> Markup:
 
 def _line(stage: Stage, longest: float) -> Markup:
     value = duration(stage.seconds) if stage.runs else "reused"
-    return element(
-        "li",
+    parts = spaced(
         element("span", stage.name, class_="name", dir="auto"),
         bar(stage.seconds / longest),
         element("span", value, class_="value" if stage.runs else "value reused"),
         element("small", _times(stage)),
     )
+    return element("li", parts)
 
 
 def _times(stage: Stage) -> str:

@@ -19,6 +19,7 @@ NAME = "coreml"
 SUFFIX = ".mlpackage"
 COMPUTE_UNIT = "cpuAndNeuralEngine"
 SCHEMES = ("fp16", "palette")
+HALF_CONSTANTS = True
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 
 _TOOLS = ("coremltools", "torch")

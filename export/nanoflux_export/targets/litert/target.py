@@ -16,6 +16,7 @@ NAME = "litert"
 SUFFIX = ".tflite"
 COMPUTE_UNIT = "gpu"
 SCHEMES = ("fp16", "int")
+HALF_CONSTANTS = False
 PRECISIONS: tuple[Precision, ...] = ("fp32",)
 
 _TOOLS = ("ai-edge-litert", "ai-edge-quantizer", "litert-converter", "litert-torch", "torch")
