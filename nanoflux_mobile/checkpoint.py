@@ -78,7 +78,7 @@ def read_json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as missing:
         raise InputError(f"{path} is missing; is this a whole checkpoint folder?") from missing
-    except (OSError, ValueError) as broken:
+    except (OSError, RecursionError, ValueError) as broken:
         raise InputError(f"{path} cannot be read as JSON: {broken}") from broken
     if not isinstance(found, dict):
         raise InputError(f"{path} holds a {type(found).__name__}, expected a JSON object")
@@ -92,7 +92,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if not (path / "model_index.json").is_file():
         raise InputError(f"{path} is not a checkpoint: a folder with model_index.json is expected")
     name = read_json(path / "model_index.json").get("_class_name")
-    if name not in PIPELINES:
+    if name not in tuple(PIPELINES):  # a tuple, because JSON can hold what no dict can look up
         known = ", ".join(PIPELINES)
         raise InputError(f"{path} holds a {name}, an unknown family; known pipelines: {known}")
     return Checkpoint(path, PIPELINES[name])
@@ -116,11 +116,17 @@ def _shards(folder: Path) -> list[Path]:
         if (folder / name).is_file():
             return [folder / name]
         if (index := folder / f"{name}.index.json").is_file():
-            named = sorted(set(read_json(index).get("weight_map", {}).values()))
-            if any(Path(n).name != n for n in named):
-                raise InputError(f"{index} names a file outside its folder; refusing to follow it")
-            return [folder / n for n in named]
+            return [folder / n for n in _shard_names(index)]
     raise InputError(f"{folder} holds no weights: expected {' or '.join(WEIGHT_FILES)}")
+
+
+def _shard_names(index: Path) -> list[str]:
+    named = read_json(index).get("weight_map")
+    if not isinstance(named, dict) or not all(isinstance(n, str) for n in named.values()):
+        raise InputError(f"{index} has no weight_map from tensor to file name; download it again")
+    if any(Path(n).name != n for n in named.values()):
+        raise InputError(f"{index} names a file outside its folder; refusing to follow it")
+    return sorted(set(named.values()))
 
 
 def read_tensors(folder: Path, keys: KeyMap = KeyMap()) -> dict[str, Tensor]:
@@ -131,7 +137,10 @@ def read_tensors(folder: Path, keys: KeyMap = KeyMap()) -> dict[str, Tensor]:
             try:
                 file = opened.enter_context(safe_open(shard, framework="pt"))
                 for key in file.keys():  # noqa: SIM118 - safe_open is not a mapping
-                    if (name := keys.ours(key)) is not None:
+                    name = keys.ours(key)
+                    if name in found:
+                        raise InputError(f"{shard} holds {key}, a second {name}; keep one of them")
+                    if name is not None:
                         found[name] = file.get_tensor(key)
             except (SafetensorError, OSError) as broken:
                 raise InputError(
@@ -146,11 +155,14 @@ def load_weights(
     """The module that `build` makes, holding a part's weights as float32.
 
     Built on the meta device, so nothing is allocated twice. With `complete` false the file may
-    hold more than the module needs. InputError lists missing, unused and mis-shaped keys, and any
-    tensor that is not floating point.
+    hold more than the module needs. InputError says why nothing can be built, or lists missing,
+    unused and mis-shaped keys, and any tensor that is not floating point.
     """
-    with torch.device("meta"):
-        module = build()
+    try:
+        with torch.device("meta"):
+            module = build()
+    except (IndexError, RuntimeError, ValueError) as broken:
+        raise InputError(f"{folder}/config.json describes no network: {broken}") from broken
     wanted = module.state_dict()
     stored = read_tensors(folder, keys)
     if not complete:

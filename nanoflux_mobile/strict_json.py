@@ -7,6 +7,7 @@ its place, so a file written by another version is refused instead of half under
 from __future__ import annotations
 
 import dataclasses
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -85,6 +86,8 @@ def _row(args: tuple[Any, ...], data: object, where: str) -> tuple[Any, ...]:
 
 def _scalar(hint: Any, data: object, where: str) -> Any:
     if hint is float and isinstance(data, int) and not isinstance(data, bool):
+        if abs(data) > sys.float_info.max:
+            raise InputError(f"{where} is too large for a number: {_show(data)}")
         return float(data)
     if type(data) is not hint:
         raise InputError(f"{where} must be {hint.__name__}, not {_show(data)}")

@@ -91,18 +91,14 @@ def load(checkpoint: Checkpoint) -> FluxParts:
     t5 = sizes(T5Config, checkpoint.config("text_encoder_2"), "text_encoder_2/config.json", {})
     vae_config = {**VAE_DEFAULTS, **checkpoint.config("vae")}
     vae = sizes(VaeConfig, vae_config, "vae/config.json", {"act_fn": "silu"})
-    if flux.joint_attention_dim != t5.d_model:
-        raise InputError(
-            f"the transformer reads text states of width {flux.joint_attention_dim}, "
-            f"text_encoder_2 gives {t5.d_model}; these parts are not of one model"
-        )
+    _agree("text states", flux.joint_attention_dim, "text_encoder_2", t5.d_model)
     root = checkpoint.path
-    return FluxParts(
+    parts = FluxParts(
         denoiser=load_weights(lambda: NanoFlux(flux), root / "transformer"),
         text_encoder=load_weights(lambda: T5Encoder(t5), root / "text_encoder_2", T5_KEYS),
         tokenizer=load_tokenizer(root / "tokenizer_2"),
         vae=load_weights(lambda: Autoencoder(vae), root / "vae"),
-        clip=None if flux.static_steps else _load_clip(checkpoint),
+        clip=None if flux.static_steps else _load_clip(checkpoint, flux.pooled_projection_dim),
         scheduler=checkpoint.config("scheduler", "scheduler_config.json"),
         text_tokens=_positive(
             checkpoint.config("tokenizer_2", "tokenizer_config.json"),
@@ -111,6 +107,17 @@ def load(checkpoint: Checkpoint) -> FluxParts:
         ),
         side=_positive(checkpoint.config("vae"), "sample_size", "vae/config.json"),
     )
+    channels = parts.canvas.channels * parts.canvas.patch**2
+    _agree("tokens", flux.in_channels, "the vae in square patches", channels)
+    return parts
+
+
+def _agree(what: str, wanted: int, part: str, given: int) -> None:
+    if wanted != given:
+        raise InputError(
+            f"the transformer reads {what} of width {wanted}, {part} gives {given}; "
+            "these parts are not of one model"
+        )
 
 
 def _positive(config: Mapping[str, Any], key: str, where: str) -> int:
@@ -120,9 +127,10 @@ def _positive(config: Mapping[str, Any], key: str, where: str) -> int:
     return value
 
 
-def _load_clip(checkpoint: Checkpoint) -> PooledText:
+def _load_clip(checkpoint: Checkpoint, width: int) -> PooledText:
     config = checkpoint.config("text_encoder")
     clip = sizes(ClipConfig, config, "text_encoder/config.json", {})
+    _agree("pooled text", width, "text_encoder", clip.hidden_size)
     tower = load_weights(lambda: ClipText(clip), checkpoint.path / "text_encoder", CLIP_KEYS)
     return PooledText(tower, load_tokenizer(checkpoint.path / "tokenizer"))
 
@@ -252,7 +260,7 @@ def _vae_config(parts: FluxParts) -> dict[str, Any]:
     return {**VAE_CONFIG, **to_plain(parts.vae.cfg), **blocks}
 
 
-def save(parts: FluxParts, folder: Path, dtype: torch.dtype) -> None:
+def save(parts: FluxParts, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write a checkpoint folder, weights as `dtype`; the folder appears whole or not at all."""
     with staged_folder(folder) as root:
         write_json(root / "scheduler" / "scheduler_config.json", dict(parts.scheduler))

