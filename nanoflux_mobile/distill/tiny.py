@@ -18,6 +18,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from nanoflux_mobile.checkpoint import open_checkpoint
 from nanoflux_mobile.data.scenes import CANVAS
 from nanoflux_mobile.distill.lessons import TEXT_TOKENS, CrowdedScenes, Words, unit
 from nanoflux_mobile.distill.tiny_teacher import Frozen, new_teacher, train_teacher
@@ -25,7 +26,8 @@ from nanoflux_mobile.distill.tiny_text import new_towers, train_text
 from nanoflux_mobile.distill.tiny_tokenizers import write_tokenizers
 from nanoflux_mobile.distill.tiny_vae import TINY_VAE, train_vae
 from nanoflux_mobile.distill.trainer import TrainConfig
-from nanoflux_mobile.families.nanoflux import FluxParts, PooledText, save
+from nanoflux_mobile.errors import InputError
+from nanoflux_mobile.families.nanoflux import FluxParts, PooledText, load, save
 from nanoflux_mobile.models.vae import Autoencoder
 from nanoflux_mobile.tokenizer import load_tokenizer
 
@@ -84,10 +86,8 @@ def frozen_parts(out: Path, words: Words) -> Frozen:
     return Frozen(scaled(averaged(Autoencoder(TINY_VAE), out / "vae")), towers.t5, towers.clip)
 
 
-def write_checkpoint(out: Path) -> Path:
-    """The finished stages as a diffusers FLUX folder in float16, at OUT/checkpoint."""
-    words = words_of(out)
-    frozen = frozen_parts(out, words)
+def write_checkpoint(out: Path, frozen: Frozen, words: Words) -> Path:
+    """The trained teacher and its encoders as a diffusers FLUX folder in float16."""
     parts = FluxParts(
         denoiser=averaged(new_teacher(SEED), out / "teacher"),
         text_encoder=frozen.t5,
@@ -109,20 +109,39 @@ def run(out: Path, plan: Budget) -> Path:
     words = words_of(out)
     train_text(words, out / "text", 64, SEED, plan.text)
     train_vae(out / "vae", 8, SEED, plan.vae)
-    frozen = frozen_parts(out, words)
-    train_teacher(frozen, words, out / "teacher", plan.teacher_batch, SEED, plan.teacher)
-    return write_checkpoint(out)
+    frozen, teacher = frozen_parts(out, words), new_teacher(SEED)
+    train_teacher(teacher, frozen, words, out / "teacher", plan.teacher_batch, SEED, plan.teacher)
+    return write_checkpoint(out, frozen, words)
+
+
+def go_on(start: Path, out: Path, plan: Budget) -> Path:
+    """More training for the teacher of a checkpoint; its encoders stay as they are.
+
+    Batches come from the next seed, so nothing is learned twice.
+    """
+    parts = load(open_checkpoint(start))
+    if parts.clip is None:
+        raise InputError(f"{start} is a Static-LN student; give its AdaLN teacher")
+    frozen = Frozen(parts.vae, parts.text_encoder, parts.clip.tower)
+    words, teacher = Words(parts.tokenizer, parts.clip.tokenizer), parts.denoiser
+    teacher.train().requires_grad_(True)
+    folder, batch = out / "teacher", plan.teacher_batch
+    train_teacher(teacher, frozen, words, folder, batch, SEED + 1, plan.teacher)
+    return write_checkpoint(out, frozen, words)
 
 
 def main() -> None:
     """Parse the few choices and run."""
+    told = "a checkpoint whose teacher to go on with, instead of starting from nothing"
     parser = argparse.ArgumentParser(description="Train the shipped tiny family from nothing.")
     parser.add_argument("--out", type=Path, default=Path("runs/tiny"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--teacher-steps", type=int, default=6000)
     parser.add_argument("--teacher-batch", type=int, default=64)
+    parser.add_argument("--start", type=Path, help=told)
     given = parser.parse_args()
-    print(run(given.out, budget(given.device, given.teacher_steps, given.teacher_batch)))
+    plan = budget(given.device, given.teacher_steps, given.teacher_batch)
+    print(go_on(given.start, given.out, plan) if given.start else run(given.out, plan))
 
 
 if __name__ == "__main__":

@@ -153,10 +153,15 @@ def new_teacher(seed: int) -> NanoFlux:
 
 
 def train_teacher(
-    frozen: Frozen, words: Words, out: Path, batch: int, seed: int, config: TrainConfig
+    model: NanoFlux,
+    frozen: Frozen,
+    words: Words,
+    out: Path,
+    batch: int,
+    seed: int,
+    config: TrainConfig,
 ) -> None:
-    """Train the teacher; resumes from `out`."""
-    model = new_teacher(seed)
+    """Train the teacher in place; resumes from `out`."""
     for encoder in (frozen.vae, frozen.t5, frozen.clip):
         encoder.to(config.device)
     cos, sin = positions()
