@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.spec import content_digest
 from nanoflux_mobile.storage import file_sha256, write_file
-from nanoflux_mobile.strict_json import from_plain
+from nanoflux_mobile.strict_json import from_plain, parse_json
 
 M = TypeVar("M", bound=nn.Module)
 C = TypeVar("C")
@@ -75,10 +75,10 @@ class Checkpoint:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; InputError if it is missing or not one."""
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = parse_json(path.read_text("utf-8"))
     except FileNotFoundError as missing:
         raise InputError(f"{path} is missing; is this a whole checkpoint folder?") from missing
-    except (OSError, RecursionError, ValueError) as broken:
+    except (OSError, ValueError) as broken:
         raise InputError(f"{path} cannot be read as JSON: {broken}") from broken
     if not isinstance(found, dict):
         raise InputError(f"{path} holds a {type(found).__name__}, expected a JSON object")

@@ -10,11 +10,24 @@ from typing import Final, Literal
 
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.parity import Parity
-from nanoflux_mobile.spec import Component, ComponentName, Floors, TensorSpec, content_digest
-from nanoflux_mobile.strict_json import from_plain, to_plain
+from nanoflux_mobile.spec import (
+    Component,
+    ComponentName,
+    Floors,
+    TensorSpec,
+    content_digest,
+    parse_scheme,
+)
+from nanoflux_mobile.strict_json import from_plain, parse_json, to_plain
 
 SCHEMA: Final = "bundle/1"
 FILE = "manifest.json"
+
+
+def _check_inside(path: str) -> None:
+    parts = PurePosixPath(path).parts
+    if not parts or path.startswith("/") or ".." in parts or "\\" in path:
+        raise ValueError(f"path {path!r} leaves the bundle")
 
 
 @dataclass(frozen=True)
@@ -27,9 +40,7 @@ class Artifact:
 
     def __post_init__(self) -> None:
         """A path stays inside the bundle."""
-        parts = PurePosixPath(self.path).parts
-        if not parts or self.path.startswith("/") or ".." in parts or "\\" in self.path:
-            raise ValueError(f"path {self.path!r} leaves the bundle")
+        _check_inside(self.path)
 
 
 @dataclass(frozen=True)
@@ -45,6 +56,11 @@ class ComponentEntry:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     floors: Floors
+
+    def __post_init__(self) -> None:
+        """The package lies inside the bundle and its scheme is known."""
+        _check_inside(self.path)
+        parse_scheme(self.scheme)
 
     @property
     def component(self) -> Component:
@@ -79,6 +95,10 @@ class TokenizerEntry:
     path: str
     pad: str
     length: int
+
+    def __post_init__(self) -> None:
+        """A path stays inside the bundle."""
+        _check_inside(self.path)
 
 
 @dataclass(frozen=True)
@@ -121,6 +141,12 @@ class Manifest:
     created_by: str
     files: tuple[Artifact, ...]
 
+    def __post_init__(self) -> None:
+        """Every graph has one entry."""
+        names = [entry.name for entry in self.components]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"components lists {twice[0]} more than once")
+
     @property
     def digest(self) -> str:
         """sha256 of the manifest, which holds the hash of every other file: names the bundle."""
@@ -131,7 +157,7 @@ def read_manifest(bundle: Path) -> Manifest:
     """The manifest of a bundle folder; InputError if there is none or it is not `bundle/1`."""
     path = bundle / FILE
     try:
-        data = json.loads(path.read_text("utf-8"))
+        data = parse_json(path.read_text("utf-8"))
     except FileNotFoundError as missing:
         raise InputError(f"{bundle} is not a bundle: it has no {FILE}") from missing
     except (OSError, ValueError) as broken:

@@ -41,7 +41,7 @@ def psnr_db(actual: np.ndarray, expected: np.ndarray) -> float:
     if actual.shape != expected.shape:
         raise ValueError(f"shapes differ: {actual.shape} and {expected.shape}")
     expected, actual = expected.astype(np.float64), actual.astype(np.float64)
-    if not np.isfinite(actual).all():
+    if not (np.isfinite(actual).all() and np.isfinite(expected).all()):
         return -math.inf
     mse = float(np.square(actual - expected).mean())
     peak = float(np.ptp(expected)) or 1.0

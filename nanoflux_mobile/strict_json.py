@@ -7,6 +7,9 @@ its place, so a file written by another version is refused instead of half under
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import json
+import re
 import sys
 import types
 import typing
@@ -16,6 +19,22 @@ from typing import Any, TypeVar
 from nanoflux_mobile.errors import InputError
 
 T = TypeVar("T")
+
+MOST_NESTED = 64
+_NESTING = {"[": 1, "{": 1, "]": -1, "}": -1}
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text; ValueError if it is none, or nested deeper than our files are.
+
+    The depth is counted first: json recurses in C, and where another library has raised Python's
+    recursion limit a hostile file would end the process instead of the parse.
+    """
+    steps = (_NESTING.get(char, 0) for char in _STRING.sub("", text))
+    if max(itertools.accumulate(steps), default=0) > MOST_NESTED:
+        raise ValueError(f"nested deeper than {MOST_NESTED} levels")
+    return json.loads(text)
 
 
 def to_plain(value: Any) -> Any:
@@ -36,7 +55,7 @@ def from_plain(cls: type[T], data: object, where: str) -> T:
         raise InputError(f"{where} must be a table, not {_show(data)}")
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     if unknown := sorted(set(data) - set(fields)):
-        raise InputError(f"{where} has no field {unknown[0]!r}; it has {', '.join(fields)}")
+        raise InputError(f"{where} has no field {_show(unknown[0])}; it has {', '.join(fields)}")
     required = {
         name
         for name, f in fields.items()

@@ -6,6 +6,7 @@ Both run on the `tokenizers` library; nothing here knows a vocabulary.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -74,11 +75,13 @@ def encode(tokenizer: Tokenizer, text: str, length: int, pad: str) -> np.ndarray
 def encode_prompt(tokenizer: Tokenizer, prompt: str, length: int, pad: str) -> np.ndarray:
     """Ids of a prompt that the text encoder can read whole, int32 (1, length).
 
-    InputError for one that is empty, longer than `length` tokens, or holds characters the
+    InputError for one that is empty, no text, longer than `length` tokens, or holds characters the
     vocabulary does not have: a picture of something else would be the wrong answer.
     """
     if not prompt.strip():
         raise InputError("the prompt is empty; say what to draw, such as 'a red circle'")
+    if re.search("[\ud800-\udfff]", prompt):  # how Python passes on bytes that are no text
+        raise InputError("the prompt is not text in UTF-8; type it again")
     found = tokenizer.encode(prompt)
     if len(found.ids) > length:
         shown = prompt if len(prompt) <= 40 else prompt[:37] + "..."

@@ -98,8 +98,14 @@ def bundle_token_ids(bundle: Bundle, prompt: str) -> np.ndarray:
 
 
 def step_tables(bundle: Bundle) -> np.ndarray:
-    """Modulation of every step, float32 (steps, 1, D, 1, N)."""
-    return load_file(bundle.path / TABLES)["step_tables"]
+    """Modulation of every step, float32 (steps, 1, D, 1, N); InputError for other step counts."""
+    tables = load_file(bundle.path / TABLES)["step_tables"]
+    if len(tables) != bundle.schedule.steps:
+        raise InputError(
+            f"{bundle.path}: {TABLES} holds {len(tables)} steps and the schedule has "
+            f"{bundle.schedule.steps}; export the bundle again"
+        )
+    return tables
 
 
 def memory_plan(entries: tuple[ComponentEntry, ...]) -> tuple[MemoryStep, ...]:

@@ -82,7 +82,7 @@ def test_the_tokenizer_has_what_the_real_one_has(tiny: Path, parts: FluxParts) -
     kinds = [one["type"] for one in normalizer.get("normalizers", [normalizer])]
     assert "Precompiled" in kinds
     assert (data["model"]["type"], data["pre_tokenizer"]["type"]) == ("Unigram", "Metaspace")
-    same = ("two ring\ufb01sh", "ｔｗｏ  ringfish")  # compatibility forms: nmt_nfkc folds them
+    same = ("two rings", "\uff54\uff57\uff4f  rings")  # nmt_nfkc folds compatibility forms
     assert len({tuple(parts.tokenizer.encode(text).ids) for text in same}) == 1
 
 
@@ -130,6 +130,8 @@ def test_transformers_opens_both_text_towers(tiny: Path, parts: FluxParts) -> No
 def same_weights(theirs: torch.nn.Module, ours: torch.nn.Module) -> bool:
     """Whether another library's module holds every tensor of ours."""
     held = {key: tensor.float() for key, tensor in theirs.state_dict().items()}
+    # transformers drops CLIP's outer name once a checkpoint is open.
+    held |= {f"text_model.{key}": tensor for key, tensor in held.items()}
     return all(torch.equal(held[key], tensor) for key, tensor in ours.state_dict().items())
 
 

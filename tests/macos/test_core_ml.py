@@ -29,9 +29,7 @@ def predict(package: Path, inputs: Mapping[str, np.ndarray], unit: str) -> dict[
     """What Core ML answers on a compute unit."""
     import coremltools
 
-    model = coremltools.models.MLModel(
-        str(package), compute_units=coremltools.ComputeUnit[unit]
-    )
+    model = coremltools.models.MLModel(str(package), compute_units=coremltools.ComputeUnit[unit])
     found: dict[str, Any] = model.predict(dict(inputs))
     return found
 

@@ -78,7 +78,9 @@ def test_the_loop_is_the_one_written_out(seed: int) -> None:
     for ours, theirs in zip(drawing.latents, seen, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=FLOAT32)
     np.testing.assert_allclose(drawing.final_latents, cells, atol=FLOAT32)
-    np.testing.assert_array_equal(drawing.image, decode({"latents": drawing.final_latents})["image"])
+    np.testing.assert_array_equal(
+        drawing.image, decode({"latents": drawing.final_latents})["image"]
+    )
     assert drawing.latents[0].dtype == drawing.final_latents.dtype == np.float32
 
 

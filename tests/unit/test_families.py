@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from nanoflux_mobile.checkpoint import Checkpoint, open_checkpoint, read_tensors
-from nanoflux_mobile.compress.static_ln import step_rows
+from nanoflux_mobile.compress.static_ln import step_rows, to_static
 from nanoflux_mobile.drawing import Drawing, draw
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.families import nanoflux as family
@@ -280,6 +280,8 @@ def test_a_guidance_distilled_teacher_runs_at_its_released_scale(parts, off_init
     table = step_rows(teacher, [1.0, 0.5], pooled)
     expected = teacher.modulations(torch.tensor([0.5]), pooled, torch.tensor([3.5]))
     assert torch.equal(table[1], expected[0])
+    student = to_static(teacher, table)
+    assert not student.cfg.guidance_embeds
     assert not torch.equal(
         table[1], teacher.modulations(torch.tensor([0.5]), pooled, torch.tensor([1.0]))[0]
     )

@@ -81,8 +81,8 @@ def test_few_distinct_values_are_kept_exactly() -> None:
 
 
 def test_both_zeros_are_one_value() -> None:
-    lut, indices = palette(np.array([0.0, -0.0, 1.0], np.float16), 1)
-    assert lut.tolist() == [0.0, 1.0]
+    lut, indices = palette(np.array([0.0, -0.0, 1.0], np.float16), 2)
+    assert lut.tolist() == [0.0, 1.0, 1.0, 1.0]
     assert indices.tolist() == [0, 0, 1]
 
 

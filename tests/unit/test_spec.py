@@ -116,7 +116,13 @@ def test_a_digest_is_the_sha256_of_compact_json() -> None:
 
 
 def test_a_digest_depends_on_the_order_of_lists_and_on_every_value() -> None:
-    values = [{"a": [1, 2]}, {"a": [2, 1]}, {"a": [1, "2"]}, {"b": [1, 2]}, {"a": [1, 2], "b": None}]
+    values = [
+        {"a": [1, 2]},
+        {"a": [2, 1]},
+        {"a": [1, "2"]},
+        {"b": [1, 2]},
+        {"a": [1, 2], "b": None},
+    ]
     assert len({content_digest(value) for value in values}) == len(values)
 
 

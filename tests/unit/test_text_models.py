@@ -168,6 +168,16 @@ def test_pooled_states_are_those_of_transformers(off_initial, tmp_path, activati
     assert_close(load_clip(tmp_path)(ids_BS), expected)
 
 
+def test_the_end_need_not_be_the_highest_id(off_initial, tmp_path):
+    """Vocabularies that grew after training have higher ids than the end token."""
+    reference = clip_oracle(off_initial, eos_token_id=30, bos_token_id=58)
+    reference.save_pretrained(tmp_path)
+    ids_BS = torch.tensor([[58, 57, 4, 30, 0, 0], [58, 3, 30, 57, 30, 59]])
+    with torch.no_grad():
+        expected = reference(ids_BS).pooler_output
+    assert_close(load_clip(tmp_path)(ids_BS), expected)
+
+
 def test_the_activations_differ(off_initial, tmp_path):
     """Otherwise the test above could not tell one from the other."""
     outputs = []

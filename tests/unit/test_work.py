@@ -140,9 +140,7 @@ def test_a_killed_run_is_resumed_where_it_was(tmp_path: Path) -> None:
 
     def run(killed_in: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", KILLED, str(tmp_path), killed_in]
-        return subprocess.run(
-            command, capture_output=True, text=True, check=False, env=environment
-        )
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
     assert run("second").returncode == -signal.SIGKILL
     finished = [path for path in tmp_path.iterdir() if not path.name.startswith(".")]

@@ -29,8 +29,8 @@ def rounded(module: nn.Module, scheme: Scheme, *, half_constants: bool = True) -
     `selection.OUTPUT_AXES` layers replaced by their palette entries. int: those weights on a
     symmetric grid per output channel, as ai-edge-quantizer's dynamic_wi8_afp32 lays it, and the
     rest as it is. Without `half_constants`, as LiteRT stores them, norms, biases and tables stay
-    float32 under fp16 too. Layers must use their weights as they are: one that a graph scales or adds up
-    before use is stored after that arithmetic.
+    float32 under fp16 too. Layers must use their weights as they are: one that a graph scales or
+    adds up before use is stored after that arithmetic.
 
     Raises:
         InputError: a value beyond the range of half precision, or a palette Core ML cannot store.
