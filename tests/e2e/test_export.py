@@ -123,7 +123,7 @@ def test_schedule_tokenizer_and_step_tables_are_what_a_phone_needs(micro, target
     assert sigmas == list(manifest.sigmas) == [1.0, third[1], third[0], 0.0]
     shipped = Tokenizer.from_file(str(bundle / "tokenizer" / "tokenizer.json"))
     source = Tokenizer.from_file(str(micro.checkpoint / "tokenizer_2" / "tokenizer.json"))
-    text = "Three  GREEN triangles, on a ｂlack background!"
+    text = "Three  GREEN triangles, on a \uff42lack background!"
     assert shipped.encode(text).ids == source.encode(text).ids
     tables = load_file(bundle / "step_tables.safetensors")["step_tables"]
     table = next(

@@ -100,7 +100,7 @@ def test_nothing_is_asked_of_the_network(report, page):
 
 
 def test_text_from_outside_stays_text(manifest, pictures, page):
-    entry = dataclasses.replace(manifest().components[0], scheme=HOSTILE, compute_unit=HOSTILE)
+    entry = dataclasses.replace(manifest().components[0], compute_unit=HOSTILE)
     hostile = manifest(
         HOSTILE,
         HOSTILE,
