@@ -6,11 +6,10 @@ import hashlib
 import json
 import math
 import os
-import random
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
@@ -23,15 +22,15 @@ from tokenizers import Tokenizer
 
 import nanoflux_export
 import nanoflux_mobile
+from nanoflux_export.bundle import open_bundle
 from nanoflux_export.golden import draw_request
 from nanoflux_export.pictures import open_painter
-from nanoflux_export.pipeline import WORK, export
+from nanoflux_export.pipeline import WORK, Exported, export
 from nanoflux_export.recipe import load_recipe
 from nanoflux_export.student import make_student
-from nanoflux_export.work import Journal
+from nanoflux_export.work import Journal, Step
 from nanoflux_mobile.manifest import Manifest, read_manifest
 from nanoflux_mobile.noise import gaussian
-from nanoflux_mobile.spec import Recipe
 
 TARGETS = ("coreml", "litert")
 SUFFIXES = {"coreml": ".mlpackage", "litert": ".tflite"}
@@ -50,11 +49,8 @@ def listing(folder: Path) -> dict[str, str]:
 
 def visible(out: Path) -> list[str]:
     """What a person sees in a folder: hidden files are not ready."""
-    return sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
-
-
-def only(recipe: Recipe, target: str) -> Recipe:
-    return replace(recipe, targets={target: recipe.targets[target]})
+    names = (path.name for path in out.iterdir()) if out.exists() else ()
+    return sorted(name for name in names if not name.startswith("."))
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -169,23 +165,12 @@ def test_a_second_export_reuses_every_step_and_gives_the_same_bundles(micro) -> 
         assert bundle.manifest.digest == read_manifest(bundle.path).digest
 
 
-def test_another_step_count_is_another_bundle(micro, tmp_path: Path) -> None:
-    recipe = only(load_recipe(str(micro.recipe), ["steps=4"]), "coreml")
-    journal = Journal()
-    (made,) = export(micro.checkpoint, recipe, tmp_path, journal)
-    there = read_manifest(micro.bundles["coreml"])
-    assert len(made.manifest.sigmas) == 4 + 1
-    assert made.manifest.recipe.overrides == {"steps": "4"}
-    assert made.manifest.recipe.digest != there.recipe.digest
-    assert made.manifest.digest != there.digest
-    assert not any(step.reused for step in journal.steps)
-
-
-KILLED_IN = (
-    "coreml: convert denoiser",
-    "coreml: store denoiser as palette6-g16",
-    "draw the golden image",
-)
+KILLED_IN = {
+    "coreml: convert denoiser": 0.5,
+    "coreml: store denoiser as palette6-g16": 0.5,
+    "draw the golden image": 0.0,
+}
+"""Steps of which a share goes by before the process is killed; the last is inside the bundle."""
 DYING = """
 import os, signal, sys, threading
 from pathlib import Path
@@ -196,61 +181,93 @@ from nanoflux_export.work import Journal
 
 checkpoint, recipe, out, *ends = sys.argv[1:]
 
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
 def began(name):
     if name == end:
-        threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        threading.Timer(delay, die).start() if delay else die()
 
 def ended(step):
     print(step.name, flush=True)
 
-for step in ends:
-    end, _, seconds = step.rpartition("@")
+for text in ends:
+    end, _, seconds = text.rpartition("@")
     delay = float(seconds)
     if child := os.fork():
         status = os.waitpid(child, 0)[1]
         print("killed" if os.WIFSIGNALED(status) else "survived", flush=True)
     else:
-        export(Path(checkpoint), load_recipe(recipe), Path(out), Journal(began, ended))
+        wanted = load_recipe(recipe, ["steps=4"])
+        export(Path(checkpoint), wanted, Path(out), Journal(began, ended))
         os._exit(0)
 """
 
 
-def test_a_killed_export_is_finished_by_the_next_one(micro, tmp_path: Path) -> None:
-    """SIGKILL in three steps, each run resuming the last; then one that is left alone."""
+@dataclass(frozen=True)
+class Resumed:
+    """An export that was killed again and again, then left to finish, and what was seen of it."""
+
+    out: Path
+    told: list[str]
+    steps: list[Step]
+    seen: set[str]
+    made: Exported
+
+
+@pytest.fixture(scope="module")
+def resumed(micro, tmp_path_factory: pytest.TempPathFactory) -> Resumed:
+    """The Core ML half of the micro recipe with other steps, SIGKILLed inside three of them."""
+    folder = tmp_path_factory.mktemp("resumed")
+    recipe, out = folder / "micro.toml", folder / "out"
     text = micro.recipe.read_text("utf-8")
-    recipe = tmp_path / "micro.toml"
     recipe.write_text(text[: text.index("[targets.litert.image]")], encoding="utf-8")
-    chance = random.Random(0)
     took = {step.name: step.seconds for step in micro.steps}
-    ends = [f"{name}@{chance.uniform(0.0, took[name]):.4f}" for name in KILLED_IN]
+    ends = [f"{name}@{share * took[name]:.4f}" for name, share in KILLED_IN.items()]
     packages = nanoflux_mobile, nanoflux_export
     paths = [str(Path(package.__file__).parents[1]) for package in packages]
-    out = tmp_path / "out"
-    dying = subprocess.Popen(
-        [sys.executable, "-c", DYING, str(micro.checkpoint), str(recipe), str(out), *ends],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-    )
-    finished = []
-    assert dying.stdout is not None
-    for line in dying.stdout:
-        finished.append(line.strip())
-        assert not out.exists() or visible(out) == []
-    assert dying.wait() == 0
-    assert finished.count("killed") == len(KILLED_IN)
+    command = [sys.executable, "-c", DYING, str(micro.checkpoint), str(recipe), str(out), *ends]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    told, seen = [], set()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as dying:
+        assert dying.stdout is not None
+        for line in dying.stdout:
+            told.append(line.strip())
+            seen.update(visible(out))
+    assert dying.returncode == 0
 
-    def still_hidden(name: str) -> None:
-        assert visible(out) == [], name
+    journal = Journal(began=lambda name: seen.update(visible(out)))
+    (made,) = export(micro.checkpoint, load_recipe(str(recipe), ["steps=4"]), out, journal)
+    return Resumed(out, told, journal.steps, seen, made)
 
-    journal = Journal(began=still_hidden)
-    (made,) = export(micro.checkpoint, load_recipe(str(recipe)), out, journal)
-    kept = {name for name in finished if ": convert " in name or ": store " in name}
-    assert len(kept) >= 5
-    assert {step.name for step in journal.steps if step.reused} >= kept
-    assert made.manifest.files == read_manifest(micro.bundles["coreml"]).files
-    assert sorted(path.name for path in out.iterdir()) == [WORK, "micro-coreml"]
-    assert not [path for path in (out / WORK).iterdir() if path.name.startswith(".")]
+
+def test_a_killed_export_is_finished_by_the_next_one(micro, resumed: Resumed) -> None:
+    assert [line for line in resumed.told if line in ("killed", "survived")] == ["killed"] * 3
+    kept = {name for name in resumed.told if ": convert " in name or ": store " in name}
+    assert len(kept) == 2 * len(COMPONENTS)
+    assert {step.name for step in resumed.steps if step.reused} == kept
+    whole = {file.path: file for file in read_manifest(micro.bundles["coreml"]).files}
+    packages = [f for f in resumed.made.manifest.files if f.path.startswith("components/")]
+    assert len(packages) == 3 * len(COMPONENTS)
+    # The step table is an input, so a run of other steps that nobody killed made equal packages.
+    assert all(file == whole[file.path] for file in packages)
+
+
+def test_no_half_bundle_is_ever_seen_and_nothing_is_left_behind(resumed: Resumed) -> None:
+    assert resumed.seen == set()
+    assert sorted(path.name for path in resumed.out.iterdir()) == [WORK, "micro-coreml"]
+    assert not [path for path in (resumed.out / WORK).iterdir() if path.name.startswith(".")]
+    assert open_bundle(resumed.made.path).manifest == resumed.made.manifest
+
+
+def test_another_step_count_is_another_bundle(micro, resumed: Resumed) -> None:
+    ours, other = resumed.made.manifest, read_manifest(micro.bundles["coreml"])
+    assert (len(ours.sigmas), len(other.sigmas)) == (4 + 1, 3 + 1)
+    assert ours.recipe.overrides == {"steps": "4"}
+    assert ours.recipe.digest != other.recipe.digest
+    assert ours.digest != other.digest
+    tables = load_file(resumed.made.path / "step_tables.safetensors")["step_tables"]
+    assert len(tables) == 4
 
 
 def psnr(actual: np.ndarray, expected: np.ndarray) -> float:
