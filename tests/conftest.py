@@ -84,7 +84,7 @@ def micro_parts() -> FluxParts:
     t5 = T5Config(unigram.get_vocab_size(), 32, 16, 64, 1, 2, 8, 16, 1e-6, "gated-gelu")
     clip = ClipConfig(len(vocab), 32, 64, 1, 2, 16, 1e-5, "quick_gelu", len(vocab) - 1)
     flux = FluxConfig(16, 1, 1, 16, 2, 32, 32, False, (4, 6, 6))
-    vae = VaeConfig(3, 3, (8, 16), 1, 4, 4, 1.0, 0.0, False, False, True)
+    vae = VaeConfig(3, 3, (8, 16), 1, 4, 4, 1.0, 0.0, True, False, True)
     towers = NanoFlux(flux), T5Encoder(t5), ClipText(clip)
     with torch.no_grad():
         for weight in (weight for tower in towers for weight in tower.parameters()):

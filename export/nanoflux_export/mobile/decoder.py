@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from nanoflux_export.rewrites.conv1x1 import conv1x1
 from nanoflux_export.rewrites.group_norm import RankFourGroupNorm, replace_group_norms
-from nanoflux_export.rewrites.head_attention import attend
+from nanoflux_export.rewrites.head_attention import attend, split_heads
 from nanoflux_mobile.models.vae import Autoencoder, PixelAttention
 
 
@@ -25,9 +25,13 @@ class MobilePixelAttention(nn.Module):
     def forward(self, x_OCHW: Tensor) -> Tensor:
         """(1, C, H, W) in and out."""
         _, channels, height, width = x_OCHW.shape
-        h = self.norm(x_OCHW).reshape(1, channels, 1, height * width)
-        q, k, v = (f(h).transpose(1, 2) for f in (self.q, self.k, self.v))
-        return x_OCHW + self.out(attend(q, k, v, None)).reshape(1, channels, height, width)
+        h = self.norm(x_OCHW)
+        # Convolutions see the picture and only attention a row of cells: LiteRT's converter makes
+        # a batched matmul of the wrong rank from a convolution over a single row.
+        rows = (f(h).reshape(1, channels, 1, height * width) for f in (self.q, self.k, self.v))
+        q, k, v = (split_heads(row, 1) for row in rows)
+        joined = attend(q, k, v, None).reshape(1, channels, height, width)
+        return x_OCHW + self.out(joined)
 
 
 class MobileDecoder(nn.Module):
