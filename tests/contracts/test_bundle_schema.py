@@ -7,7 +7,7 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ def validator() -> Draft202012Validator:
     return Draft202012Validator(SCHEMA)
 
 
-def classes(cls: Any) -> Iterator[Any]:
+def classes(cls: Any) -> list[Any]:
     """A dataclass and every dataclass below it, each once."""
     found = {cls.__name__: cls}
     waiting: list[Any] = [cls]
@@ -39,7 +39,7 @@ def classes(cls: Any) -> Iterator[Any]:
                 if dataclasses.is_dataclass(inner) and inner.__name__ not in found:
                     found[inner.__name__] = inner
                     waiting.append(inner)
-    return iter(found.values())
+    return list(found.values())
 
 
 def follow(node: Mapping[str, Any]) -> Mapping[str, Any]:
