@@ -94,3 +94,21 @@ def render(scene: Scene) -> np.ndarray:
         patch = canvas[y0:y1, x0:x1]
         patch += cover * (np.array(COLOURS[thing.colour], np.float32) - patch)
     return np.rint(canvas).astype(np.uint8)
+
+
+def cells(scene: Scene) -> np.ndarray:
+    """What each lattice cell shows, int64 (64, 2), row by row: a shape and a colour as numbers.
+
+    Shapes count from 1, 0 is the background; colours come before backgrounds. A cell belongs to
+    an object where the cell's centre lies in the square around the silhouette.
+    """
+    side = CANVAS // LATTICE
+    centre = (np.arange(side) + 0.5) * LATTICE
+    table = np.zeros((side, side, 2), np.int64)
+    table[..., 1] = len(COLOURS) + list(BACKGROUNDS).index(scene.background)
+    for thing in scene.objects:
+        reach = RADII[thing.size]
+        rows, columns = abs(centre - thing.y) < reach, abs(centre - thing.x) < reach
+        words = SHAPES.index(thing.shape) + 1, list(COLOURS).index(thing.colour)
+        table[np.ix_(rows, columns)] = words
+    return table.reshape(-1, 2)

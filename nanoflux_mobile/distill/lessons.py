@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from nanoflux_mobile.data.captions import Claim, crowd, training_examples
-from nanoflux_mobile.data.scenes import Scene, render
+from nanoflux_mobile.data.scenes import Scene, cells, render
 from nanoflux_mobile.tokenizer import CLIP_END, encode
 
 TEXT_TOKENS, CLIP_TOKENS = 16, 24
@@ -65,17 +65,19 @@ class CrowdedScenes(Dataset[Tensor]):
         return pixels([crowd(rng) for _ in range(self.batch)])
 
 
-class CaptionedScenes(Dataset[tuple[Tensor, Tensor, Tensor]]):
-    """Batches of (pixels, T5 ids, CLIP ids); the first `dropout` of each has an empty caption."""
+class CaptionedScenes(Dataset[tuple[Tensor, ...]]):
+    """Batches of (pixels, cells, T5 ids, CLIP ids); the first `dropout` of each says nothing."""
 
     def __init__(self, seed: int, batch: int, words: Words, dropout: float) -> None:
         self.seed, self.batch, self.words = seed, batch, words
         self.silent = round(batch * dropout)
 
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:  # noqa: D105
+    def __getitem__(self, step: int) -> tuple[Tensor, ...]:  # noqa: D105
         rows = list(itertools.islice(training_examples(self.seed * STRIDE + step), self.batch))
         texts = ["" if i < self.silent else text for i, (text, _, _) in enumerate(rows)]
-        return (pixels([scene for _, _, scene in rows]), *self.words.ids(texts))
+        scenes = [scene for _, _, scene in rows]
+        shown = torch.from_numpy(np.stack([cells(scene) for scene in scenes]))
+        return (pixels(scenes), shown, *self.words.ids(texts))
 
 
 class Claims(Dataset[tuple[Tensor, Tensor, Tensor]]):

@@ -21,7 +21,7 @@ from torch import nn
 from nanoflux_mobile.checkpoint import open_checkpoint
 from nanoflux_mobile.data.scenes import CANVAS
 from nanoflux_mobile.distill.lessons import TEXT_TOKENS, CrowdedScenes, Words, unit
-from nanoflux_mobile.distill.tiny_teacher import Frozen, new_teacher, train_teacher
+from nanoflux_mobile.distill.tiny_teacher import Frozen, Pupil, new_pupil, train_teacher
 from nanoflux_mobile.distill.tiny_text import new_towers, train_text
 from nanoflux_mobile.distill.tiny_tokenizers import write_tokenizers
 from nanoflux_mobile.distill.tiny_vae import TINY_VAE, train_vae
@@ -89,7 +89,7 @@ def frozen_parts(out: Path, words: Words) -> Frozen:
 def write_checkpoint(out: Path, frozen: Frozen, words: Words) -> Path:
     """The trained teacher and its encoders as a diffusers FLUX folder in float16."""
     parts = FluxParts(
-        denoiser=averaged(new_teacher(SEED), out / "teacher"),
+        denoiser=averaged(new_pupil(SEED), out / "teacher").denoiser,
         text_encoder=frozen.t5,
         tokenizer=words.unigram,
         vae=frozen.vae,
@@ -109,8 +109,8 @@ def run(out: Path, plan: Budget) -> Path:
     words = words_of(out)
     train_text(words, out / "text", 64, SEED, plan.text)
     train_vae(out / "vae", 8, SEED, plan.vae)
-    frozen, teacher = frozen_parts(out, words), new_teacher(SEED)
-    train_teacher(teacher, frozen, words, out / "teacher", plan.teacher_batch, SEED, plan.teacher)
+    frozen, pupil = frozen_parts(out, words), new_pupil(SEED)
+    train_teacher(pupil, frozen, words, out / "teacher", plan.teacher_batch, SEED, plan.teacher)
     return write_checkpoint(out, frozen, words)
 
 
@@ -123,10 +123,11 @@ def go_on(start: Path, out: Path, plan: Budget) -> Path:
     if parts.clip is None:
         raise InputError(f"{start} is a Static-LN student; give its AdaLN teacher")
     frozen = Frozen(parts.vae, parts.text_encoder, parts.clip.tower)
-    words, teacher = Words(parts.tokenizer, parts.clip.tokenizer), parts.denoiser
-    teacher.train().requires_grad_(True)
+    words = Words(parts.tokenizer, parts.clip.tokenizer)
+    torch.manual_seed(SEED)
+    pupil = Pupil(parts.denoiser.train().requires_grad_(True))
     folder, batch = out / "teacher", plan.teacher_batch
-    train_teacher(teacher, frozen, words, folder, batch, SEED + 1, plan.teacher)
+    train_teacher(pupil, frozen, words, folder, batch, SEED + 1, plan.teacher)
     return write_checkpoint(out, frozen, words)
 
 

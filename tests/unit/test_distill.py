@@ -11,6 +11,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -18,8 +19,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from nanoflux_mobile.data.captions import examples
+from nanoflux_mobile.data.scenes import BACKGROUNDS, COLOURS, SHAPES, cells, render
 from nanoflux_mobile.distill.muon import Muon, orthogonalise
-from nanoflux_mobile.distill.tiny_teacher import routed
+from nanoflux_mobile.distill.tiny_teacher import CLASSES, Pupil, routed
 from nanoflux_mobile.distill.trainer import (
     TrainConfig,
     learning_rate,
@@ -335,7 +338,8 @@ def routed_inputs(cells: int = 9, words: int = 5) -> tuple[Tensor, Tensor, Tenso
 def test_routing_every_token_is_the_plain_forward(model, order):
     inputs = routed_inputs()
     expected = model(*inputs)
-    found = routed(model, *inputs, torch.tensor(list(order)))
+    found, seen = routed(model, *inputs, torch.tensor(list(order)))
+    assert seen.shape == (2, 9, ROUTED.width)
     assert found.shape == expected.shape
     assert (found - expected).abs().max() <= FLOAT32 * expected.abs().max()
 
@@ -343,9 +347,43 @@ def test_routing_every_token_is_the_plain_forward(model, order):
 def test_tokens_left_out_skip_the_middle_and_are_still_predicted(model):
     inputs = routed_inputs()
     kept = torch.tensor([0, 3, 4, 7])
-    found = routed(model, *inputs, kept)
+    found, seen = routed(model, *inputs, kept)
+    assert seen.shape == (2, 4, ROUTED.width)
     assert found.shape == inputs[0].shape
     assert (found - model(*inputs)).abs().max() > 1e-2
     # The order in which tokens are kept says nothing.
-    again = routed(model, *inputs, kept.flip(0))
+    again, seen_again = routed(model, *inputs, kept.flip(0))
+    assert (seen_again.flip(1) - seen).abs().max() <= FLOAT32 * seen.abs().max()
     assert (again - found).abs().max() <= FLOAT32 * found.abs().max()
+
+
+# Reading cells
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_cells_name_what_the_renderer_paints_there(seed):
+    _, _, scene = next(examples(seed))
+    picture, shown = render(scene), cells(scene).reshape(8, 8, 2)
+    back = BACKGROUNDS[scene.background]
+    for row, column in np.argwhere(shown[..., 0] == 0):
+        tile = picture[8 * row : 8 * row + 8, 8 * column : 8 * column + 8].reshape(-1, 3)
+        assert (tile == back).all(1).any()
+        assert list(BACKGROUNDS)[shown[row, column, 1] - len(COLOURS)] == scene.background
+    for thing in scene.objects:
+        words = [SHAPES.index(thing.shape) + 1, list(COLOURS).index(thing.colour)]
+        own = np.argwhere((shown == words).all(-1))
+        x, y = thing.x // 8, thing.y // 8
+        assert {(y - 1, x - 1), (y - 1, x), (y, x - 1), (y, x)} <= set(map(tuple, own))
+        tiles = [picture[8 * r : 8 * r + 8, 8 * c : 8 * c + 8].reshape(-1, 3) for r, c in own]
+        assert (np.concatenate(tiles) == COLOURS[thing.colour]).all(1).any()
+
+
+def test_reading_is_cross_entropy_per_cell():
+    pupil = Pupil(NanoFlux(ROUTED))
+    states, shown = normal(4, 2, 5, ROUTED.width), torch.randint(0, 6, (2, 5, 2))
+    odds = pupil.reader(states).log_softmax(-1)
+    shapes, colours = (part.log_softmax(-1) for part in odds.split(CLASSES, -1))
+    expected = -(
+        shapes.gather(-1, shown[..., :1]).mean() + colours.gather(-1, shown[..., 1:]).mean()
+    )
+    assert (pupil.misread(states, shown) - expected).abs() <= FLOAT32 * expected
