@@ -26,7 +26,10 @@ _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text; ValueError if it is none, or nested deeper than our files are.
+    """The value of a JSON text; ValueError if it is none, or something that JSON leaves open.
+
+    Refused are NaN and infinities, a key that comes twice (readers differ in which one they keep)
+    and nesting deeper than our files have.
 
     The depth is counted first: json recurses in C, and where another library has raised Python's
     recursion limit a hostile file would end the process instead of the parse.
@@ -34,7 +37,19 @@ def parse_json(text: str) -> Any:
     steps = (_NESTING.get(char, 0) for char in _STRING.sub("", text))
     if max(itertools.accumulate(steps), default=0) > MOST_NESTED:
         raise ValueError(f"nested deeper than {MOST_NESTED} levels")
-    return json.loads(text)
+    return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_once)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key {_show(next(n for n in names if names.count(n) > 1))} comes twice")
+    return table
 
 
 def to_plain(value: Any) -> Any:
