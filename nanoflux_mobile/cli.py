@@ -34,12 +34,16 @@ VERBS = (
     Verb("verify", "Prove the files of a bundle right.", "nanoflux_export.commands:verify"),
     Verb("generate", "A picture from a prompt.", "nanoflux_export.commands:generate"),
     Verb("inspect", "What is inside a model file.", "nanoflux_export.commands:inspect"),
+    Verb("predict", "A range of times, never a verdict.", "nanoflux_benchmarks.commands:predict"),
+    Verb("bench", "Measure a bundle on a device.", "nanoflux_benchmarks.commands:bench"),
+    Verb("gate", "Pass, fail or no evidence on latency.", "nanoflux_benchmarks.commands:gate"),
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one verb and exit: 0 done, 1 a check failed, 3 bad input or usage, 130 interrupted.
+    """Run one verb and exit.
 
+    0 done, 1 a check failed, 2 no evidence (gate), 3 bad input or usage, 130 interrupted.
     `arguments` are those of the process by default. A verb sets another code with typer.Exit. Any
     exception that is not a NanofluxError is a bug and keeps its traceback.
     """

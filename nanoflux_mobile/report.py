@@ -18,7 +18,6 @@ from typing import Final, Literal
 
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.spec import ComponentName
-from nanoflux_mobile.storage import write_file
 from nanoflux_mobile.strict_json import from_plain, parse_json, to_plain
 
 SCHEMA: Final = "latency-report/1"
@@ -28,6 +27,7 @@ MOST_BYTES = 64 << 20
 ROUNDING_MS = 1.0
 """Parts of an image are rounded apart from their sum."""
 
+Part = Literal["image", "text_encoder", "step", "decoder"]
 Thermal = Literal["nominal", "fair", "serious", "critical"]
 """iOS's thermalState. Android: none, light, moderate, then severe and everything above it."""
 LoadState = Literal["first", "relaunch", "warm"]
@@ -182,6 +182,16 @@ class Image:
         if self.total_ms is not None and parts > self.total_ms + ROUNDING_MS:
             raise ValueError(f"total_ms is {self.total_ms}, but its parts take {parts:.3f}")
 
+    def ms(self, part: Part) -> float | None:
+        """How long a part took, or the whole; for a step the mean of all steps.
+
+        Token downsampling makes half of the steps cheap, so a single one says little of a picture.
+        """
+        if part == "step":
+            return sum(self.step_ms) / len(self.step_ms) if self.step_ms else None
+        whole = {"text_encoder": self.text_encoder_ms, "decoder": self.decoder_ms}
+        return self.total_ms if part == "image" else whole[part]
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -323,8 +333,3 @@ def read_report(path: Path) -> LatencyReport:
 def report_json(report: LatencyReport) -> str:
     """The report as the text of its file."""
     return json.dumps(to_plain(report), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def write_report(report: LatencyReport, path: Path) -> None:
-    """Write a report whole or not at all."""
-    write_file(path, report_json(report))

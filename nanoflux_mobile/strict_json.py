@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 MOST_NESTED = 64
 _NESTING = {"[": 1, "{": 1, "]": -1, "}": -1}
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
 
 
 def parse_json(text: str) -> Any:
@@ -45,10 +45,11 @@ def _refuse_constant(name: str) -> None:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"key {_show(next(n for n in names if names.count(n) > 1))} comes twice")
+    table: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in table:
+            raise ValueError(f"key {_show(name)} comes twice")
+        table[name] = value
     return table
 
 
@@ -99,7 +100,8 @@ def _value(hint: Any, data: object, where: str) -> Any:
     if origin in (dict, Mapping) or getattr(origin, "__name__", "") == "Mapping":
         if not isinstance(data, Mapping):
             raise InputError(f"{where} must be a table, not {_show(data)}")
-        return {key: _value(args[1], item, f"{where}.{key}") for key, item in data.items()}
+        named = {_scalar(str, key, where): item for key, item in data.items()}
+        return {key: _value(args[1], item, f"{where}.{key}") for key, item in named.items()}
     if origin is typing.Literal:
         if data not in args:
             raise InputError(f"{where} is {_show(data)}; known: {', '.join(map(str, args))}")
@@ -125,7 +127,18 @@ def _scalar(hint: Any, data: object, where: str) -> Any:
         return float(data)
     if type(data) is not hint:
         raise InputError(f"{where} must be {hint.__name__}, not {_show(data)}")
+    if hint is str and not _is_text(data):
+        raise InputError(f"{where} holds half a character: {_show(data)}")
     return data
+
+
+def _is_text(data: Any) -> bool:
+    """Whether a string can be written; JSON can spell the half of a surrogate pair."""
+    try:
+        data.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _show(data: object) -> str:

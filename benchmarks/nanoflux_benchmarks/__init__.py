@@ -1,1 +1,1 @@
-"""Root of the latency reports and their gate; this release ships neither."""
+"""Latency reports of phones and farms, judged: measure, import, gate, predict."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from safetensors.numpy import load_file
 
 from nanoflux_export.graph import Precision, Target
 from nanoflux_mobile import plugins
+from nanoflux_mobile.cost import SCHEMA as COST_SCHEMA
+from nanoflux_mobile.cost import Cost
 from nanoflux_mobile.drawing import Canvas, Graphs
 from nanoflux_mobile.errors import CheckFailed, InputError
 from nanoflux_mobile.manifest import Artifact, ComponentEntry, Manifest, MemoryStep, read_manifest
@@ -53,6 +56,13 @@ def artifacts(folder: Path) -> tuple[Artifact, ...]:
         Artifact(path.relative_to(folder).as_posix(), file_sha256(path), path.stat().st_size)
         for path in files
     )
+
+
+def total_cost(target: Target, files: Mapping[str, Path]) -> Cost:
+    """What the saved files of a bundle cost; `files` maps components to packages."""
+    costs = [target.cost(path, name) for name, path in files.items()]
+    blocks = tuple(block for cost in costs for block in cost.blocks)
+    return Cost(COST_SCHEMA, target.NAME, blocks, sum(cost.crossings for cost in costs))
 
 
 def open_bundle(path: Path) -> Bundle:

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 
 from torch import nn
 
+from nanoflux_mobile.cost import Cost
 from nanoflux_mobile.drawing import Runner
 from nanoflux_mobile.manifest import Finding
 from nanoflux_mobile.spec import Component, Scheme
@@ -78,6 +79,9 @@ class Target(Protocol):
 
     def lint(self, path: Path, component: str) -> tuple[Finding, ...]:
         """What would leave the accelerator or slow it down."""
+
+    def cost(self, path: Path, component: str) -> Cost:
+        """What every block of a saved file computes, reads and writes."""
 
     def summarize(self, path: Path) -> Summary:
         """What is inside a saved file."""

@@ -12,6 +12,8 @@ from nanoflux_export.bundle import open_bundle, target_named
 from nanoflux_export.graph import Finding, Summary, Target
 from nanoflux_mobile import plugins
 from nanoflux_mobile.checkpoint import Checkpoint, open_checkpoint, read_tensors
+from nanoflux_mobile.cost import FILE as COST
+from nanoflux_mobile.cost import Cost, read_cost
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.manifest import FILE, Manifest
 
@@ -28,13 +30,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found; exactly one of `parts`, `file` and `manifest` is filled."""
+    """What was found; exactly one of `parts`, `file` and `manifest` is filled.
+
+    `cost` comes with a bundle, unless it was made before bundles told.
+    """
 
     kind: str
     path: str
     parts: tuple[Part, ...] = ()
     file: Summary | None = None
     manifest: Manifest | None = None
+    cost: Cost | None = None
     lint: tuple[Finding, ...] = ()
 
 
@@ -64,7 +70,8 @@ def inspect(path: Path, lint: bool) -> Inspection:
     if (path / FILE).is_file():
         bundle = open_bundle(path)
         findings = bundle.manifest.lint if lint else ()
-        return Inspection("bundle", str(path), manifest=bundle.manifest, lint=findings)
+        cost = read_cost(path) if (path / COST).is_file() else None
+        return Inspection("bundle", str(path), manifest=bundle.manifest, cost=cost, lint=findings)
     if target := _target_of(path):
         found = target.lint(path, path.stem) if lint else ()
         return Inspection(target.NAME, str(path), file=target.summarize(path), lint=found)
@@ -81,7 +88,7 @@ def inspect(path: Path, lint: bool) -> Inspection:
 def facts(found: Inspection) -> list[tuple[str, str]]:
     """The inspection as lines of a table."""
     if found.manifest:
-        return _bundle_facts(found.manifest)
+        return _bundle_facts(found.manifest, found.cost)
     if found.file:
         return _file_facts(found.file)
     total = sum(part.parameters for part in found.parts)
@@ -104,7 +111,19 @@ def _file_facts(file: Summary) -> list[tuple[str, str]]:
     return [*lines, ("weights", _counts(file.storage)), ("ops", _counts(file.ops))]
 
 
-def _bundle_facts(manifest: Manifest) -> list[tuple[str, str]]:
+def _macs(cost: Cost, component: str) -> str:
+    """Multiply-accumulates of one run of a component, function by function, in words."""
+    totals: Counter[str] = Counter()
+    for block in cost.blocks:
+        if block.component == component:
+            totals[block.function] += block.macs
+    several = len(totals) > 1
+    return ", ".join(
+        f"{macs:,} MACs" + f" in {function}" * several for function, macs in totals.items()
+    )
+
+
+def _bundle_facts(manifest: Manifest, cost: Cost | None) -> list[tuple[str, str]]:
     lines = [
         ("recipe", f"{manifest.recipe.name} ({manifest.recipe.digest[:12]})"),
         ("target", manifest.target),
@@ -114,6 +133,7 @@ def _bundle_facts(manifest: Manifest) -> list[tuple[str, str]]:
     ]
     for entry in manifest.components:
         told = f"{entry.scheme}, {entry.weight_bytes:,} bytes, {entry.compute_unit}"
+        told += f", {_macs(cost, entry.name)}" if cost else ""
         lines.append((entry.name, told))
     peak = max(step.peak_bytes for step in manifest.memory_plan)
     lines.append(("peak weights", f"{peak:,} bytes, one graph loaded at a time"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nanoflux_export import golden as golden_run
 from nanoflux_export.assemble import describe, fill
-from nanoflux_export.bundle import Bundle, target_named
+from nanoflux_export.bundle import Bundle, target_named, total_cost
 from nanoflux_export.compression.rounding import rounded
 from nanoflux_export.golden import Tensors, torch_runner
 from nanoflux_export.graph import MobileGraph, Target
@@ -16,6 +16,8 @@ from nanoflux_export.student import Student, check_recipe, golden_request, make_
 from nanoflux_export.verify import verify
 from nanoflux_export.work import Journal, once
 from nanoflux_mobile import plugins
+from nanoflux_mobile.cost import FILE as COST
+from nanoflux_mobile.cost import cost_json
 from nanoflux_mobile.drawing import Graphs
 from nanoflux_mobile.errors import CheckFailed, InputError
 from nanoflux_mobile.manifest import FILE, Manifest, manifest_json
@@ -68,6 +70,7 @@ def export_target(
     final = out / f"{recipe.name}-{target.NAME}"
     with staged_folder(final) as folder:
         fill(folder, student, recipe, files, golden)
+        write_file(folder / COST, cost_json(total_cost(target, files)))
         manifest = judge(folder, describe(folder, student, recipe, target), journal)
         write_file(folder / FILE, manifest_json(manifest))
     return Exported(final, manifest)

@@ -11,7 +11,6 @@ from importlib import resources
 
 from nanoflux_export.console import size
 from nanoflux_export.report.gallery import Row, gallery
-from nanoflux_export.report.markup import Markup, element, join, spaced
 from nanoflux_export.report.notes import lint_table, provenance
 from nanoflux_export.report.parity_chart import headline, margins, parity_chart
 from nanoflux_export.report.sizes import bundle_bytes, memory_plan, size_table
@@ -19,11 +18,9 @@ from nanoflux_export.report.stages import stage_chart, total_text
 from nanoflux_export.report.words import bundle_name, count
 from nanoflux_export.work import Step
 from nanoflux_mobile.manifest import Manifest
+from nanoflux_mobile.markup import Markup, document, element, join, spaced
 
 __all__ = ["Report", "Row", "render"]
-
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-"""Lets a browser refuse whatever this page should not hold: scripts, frames, the network."""
 
 _RAN = {
     "coreml": "Core ML files were executed by this toolkit's own executor, operation by "
@@ -67,20 +64,9 @@ def render(report: Report) -> str:
         ),
         provenance(report.manifests),
     )
-    return f"<!DOCTYPE html>\n{element('html', _head(report), body, lang='en')}\n"
-
-
-def _head(report: Report) -> Markup:
     css = resources.files("nanoflux_export") / "report" / "page.css"
-    return element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("link", rel="icon", href="data:,"),
-        element("title", f"{report.title}: {headline(report.manifests).text}"),
-        element("style", Markup(css.read_text("utf-8"))),
+    return document(
+        f"{report.title}: {headline(report.manifests).text}", css.read_text("utf-8"), body
     )
 
 

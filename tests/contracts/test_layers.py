@@ -16,7 +16,9 @@ from nanoflux_mobile import plugins
 
 ROOT = Path(__file__).parents[2]
 SOURCES = (ROOT / "nanoflux_mobile", ROOT / "export", ROOT / "benchmarks")
-SHARED_WORDS = ("spec", "manifest", "report", "parity", "plugins", "strict_json", "errors")
+SHARED_WORDS = (
+    *("spec", "manifest", "report", "cost", "parity", "plugins", "markup", "strict_json", "errors"),
+)
 RUNTIMES = {
     "coremltools": "coreml",
     "litert_torch": "litert",

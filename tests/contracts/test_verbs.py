@@ -6,7 +6,10 @@ import pytest
 
 from nanoflux_mobile.cli import VERBS, Verb, main
 
-FROZEN = ("demo", "list", "doctor", "export", "verify", "generate", "inspect")
+FROZEN = (
+    *("demo", "list", "doctor", "export", "verify", "generate", "inspect"),
+    *("predict", "bench", "gate"),
+)
 
 
 def test_the_verbs_and_their_order_are_frozen() -> None:

@@ -59,6 +59,7 @@ def test_the_tree_of_a_bundle(micro, target: str) -> None:
     assert bundle == micro.out / f"micro-{target}"
     assert {path.name for path in bundle.iterdir()} == {
         "components",
+        "cost.json",
         "golden",
         "manifest.json",
         "schedule.json",

@@ -17,6 +17,7 @@ from nanoflux_mobile.errors import NanofluxError
 
 PACKAGE = "components/denoiser.mlpackage"
 SHARED = (
+    "cost.json",
     "golden/golden.json",
     "golden/image.png",
     "golden/tensors.safetensors",
@@ -94,7 +95,7 @@ def test_the_first_and_the_last_byte_count(copy, place: float) -> None:
         open_bundle(bundle)
 
 
-@pytest.mark.parametrize(("target", "name"), [FILES[0], FILES[9], FILES[-1]])
+@pytest.mark.parametrize(("target", "name"), [FILES[0], FILES[10], FILES[-1]])
 def test_a_missing_file_is_named(copy, refuses, target: str, name: str) -> None:
     bundle = copy(target)
     (bundle / name).unlink()

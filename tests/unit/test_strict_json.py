@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.spec import ComponentRecipe, Floors, Recipe, TargetRecipe
-from nanoflux_mobile.strict_json import from_plain, to_plain
+from nanoflux_mobile.strict_json import from_plain, parse_json, to_plain
 
 
 @dataclass(frozen=True)
@@ -165,3 +165,50 @@ def test_numbers_beyond_a_float_are_refused_in_words() -> None:
     damaged = {**RECIPE["targets"]["coreml"], "image": {"graph": 10**400, "quality": 1}}
     with pytest.raises(InputError, match=r"image\.graph"):
         from_plain(Recipe, RECIPE | {"targets": {"coreml": damaged}}, "recipe")
+
+
+# JSON texts
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("NaN", "NaN is not a JSON number"),
+        ("[Infinity]", "Infinity is not"),
+        ('{"a": -Infinity}', "-Infinity is not"),
+        ('{"a": 1, "b": {"c": 1, "c": 2}}', "key 'c' comes twice"),
+        ("[" * 65 + "]" * 65, "nested deeper than 64 levels"),
+        ('{"a":' * 70 + "1" + "}" * 70, "nested deeper than 64 levels"),
+        ('"[[[', "Unterminated string"),
+    ],
+)
+def test_what_json_leaves_open_is_refused(text, words):
+    with pytest.raises(ValueError, match=words):
+        parse_json(text)
+
+
+def test_brackets_in_strings_do_not_nest():
+    text = json.dumps(["[" * 100, '"{' * 100, "\\", "\n["])
+    assert parse_json(text) == json.loads(text)
+    assert parse_json("[" * 64 + "]" * 64)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"' + '\\"' * 1_000_000,
+        "{" + ",".join(f'"{i}": 0' for i in range(100_000)) + ', "99999": 1}',
+    ],
+    ids=["a string without an end", "a late duplicate"],
+)
+def test_a_large_hostile_text_is_refused_in_time_that_grows_with_its_size(text):
+    """Quadratic time would take hours here; nothing is timed."""
+    with pytest.raises(ValueError, match=r"Unterminated|twice"):
+        parse_json(text)
+
+
+def test_half_a_character_is_refused():
+    for data in ({"labels": ["\ud800"]}, {"floors": {"\udfff": {"graph": 1, "quality": 1}}}):
+        whole = {"kind": "small", "size": [1, 2.0], **data}
+        with pytest.raises(InputError, match="half a character"):
+            from_plain(Box, whole, "box")

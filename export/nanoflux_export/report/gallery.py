@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from nanoflux_export.report.markup import Markup, element, join, section, spaced
 from nanoflux_export.report.words import decibels
+from nanoflux_mobile.markup import Markup, element, join, section, spaced
 from nanoflux_mobile.parity import psnr_db
 
 GAIN = 8

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from nanoflux_export.console import size
-from nanoflux_export.report.markup import Markup, block, element, head, join, scroller, section
 from nanoflux_export.report.words import bundle_name, listing
 from nanoflux_mobile.manifest import Finding, Manifest
+from nanoflux_mobile.markup import Markup, block, element, head, join, scroller, section
 
 _COLUMNS = ("Rule", "Count", "Advice")
 

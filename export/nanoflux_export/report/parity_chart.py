@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from nanoflux_export.console import REFERENCES
-from nanoflux_export.report.markup import Markup, bar, element, join, percent, section, spaced
 from nanoflux_export.report.words import bundle_name, count, decibels
 from nanoflux_mobile.manifest import Manifest
+from nanoflux_mobile.markup import Markup, bar, element, join, percent, section, spaced
 from nanoflux_mobile.parity import Parity
 
 _STEP_DB = 20.0

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from nanoflux_export.console import size
-from nanoflux_export.report.markup import (
+from nanoflux_export.report.words import bundle_name
+from nanoflux_mobile.manifest import Manifest, MemoryStep
+from nanoflux_mobile.markup import (
     Markup,
     bar,
     block,
@@ -19,8 +21,6 @@ from nanoflux_export.report.markup import (
     section,
     spaced,
 )
-from nanoflux_export.report.words import bundle_name
-from nanoflux_mobile.manifest import Manifest, MemoryStep
 
 WHOLE = "whole bundle"
 _COLUMNS = ("Bundle", "Weights", "Size", "Of fp16", "Bytes", "")

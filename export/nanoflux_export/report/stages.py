@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nanoflux_export.report.markup import Markup, bar, element, section, spaced
 from nanoflux_export.report.words import count, duration
 from nanoflux_export.work import Step
+from nanoflux_mobile.markup import Markup, bar, element, section, spaced
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from importlib import resources
 
 import pytest
 
-from nanoflux_export.report.markup import bar, element
 from nanoflux_export.report.parity_chart import headline, margins, parity_chart, scale_top_db
 from nanoflux_export.report.sizes import memory_plan, size_table
 from nanoflux_export.report.stages import Stage, stage_chart, stages_of
 from nanoflux_export.report.words import decibels, duration, listing
 from nanoflux_export.work import Step
 from nanoflux_mobile.manifest import MemoryStep
+from nanoflux_mobile.markup import bar, element
 from nanoflux_mobile.parity import Parity
 
 LEAST_CONTRAST = 4.5  # WCAG 2.2 AA for text of normal size

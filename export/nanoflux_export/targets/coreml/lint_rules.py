@@ -23,6 +23,13 @@ _LOWEST_HALF = -65504.0
 _MIB = 1 << 20
 _FLOATS = ("fp16", "fp32")
 
+OFF_ENGINE = (
+    *("gather", "gather_nd", "gather_along_axis", "scatter", "scatter_nd"),
+    *("scatter_along_axis", "topk", "argsort", "non_zero", "one_hot", "tile", "cumsum"),
+    *("lstm", "gru", "rnn", "while_loop", "cond", "custom", "resample"),
+)
+"""Ops that the ANE does not take, see `op_off_engine`."""
+
 
 @dataclass(frozen=True)
 class Graph:
@@ -152,13 +159,7 @@ def op_off_engine(graph: Graph) -> int:
     Sources: hollance/neural-engine docs/unsupported-layers.md;
     https://github.com/roboflow/rf-detr/pull/1495
     """
-    return len(
-        graph.kinds(
-            *("gather", "gather_nd", "gather_along_axis", "scatter", "scatter_nd"),
-            *("scatter_along_axis", "topk", "argsort", "non_zero", "one_hot", "tile", "cumsum"),
-            *("lstm", "gru", "rnn", "while_loop", "cond", "custom", "resample"),
-        )
-    )
+    return len(graph.kinds(*OFF_ENGINE))
 
 
 def dilated_convolution(graph: Graph) -> int:

@@ -35,10 +35,14 @@ class TensorType:
 
 @dataclass(frozen=True)
 class Literal:
-    """A constant: `read` decodes it to a numpy array, or a str, anew at each call."""
+    """A constant: `read` decodes it to a numpy array, or a str, anew at each call.
+
+    `stored_bytes` counts what it takes in the weight file: nothing when the program spells it out.
+    """
 
     type: TensorType
     read: Callable[[], Any]
+    stored_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,8 @@ class _Reader:
         for parameter, argument in proto.inputs.items():
             (name,) = self.bind(f"{next(iter(proto.outputs)).name}.{parameter}", argument.arguments)
             parts[parameter] = self.literals[name]
-        return Literal(declared, partial(_decode, proto.type, parts, declared))
+        stored = sum(part.stored_bytes for part in parts.values())
+        return Literal(declared, partial(_decode, proto.type, parts, declared), stored)
 
     def value(self, proto: Any) -> Literal:
         declared = tensor_type(proto.type)
@@ -152,7 +157,7 @@ class _Reader:
             self.weights[file] = map_weights(inside(self.package.model_folder, file))
         shape = fixed(declared)
         packed = find_entry(self.weights[file], proto.blobFileValue.offset, declared.dtype, shape)
-        return Literal(declared, partial(unpack, packed, declared.dtype, shape))
+        return Literal(declared, partial(unpack, packed, declared.dtype, shape), packed.size)
 
 
 def tensor_type(proto: Any) -> TensorType:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nanoflux_export.graph import Finding, MobileGraph, Precision, Runner, Summary
+    from nanoflux_mobile.cost import Cost
 
 NAME = "coreml"
 SUFFIX = ".mlpackage"
@@ -71,6 +72,13 @@ def lint(path: Path, component: str) -> tuple[Finding, ...]:
     from nanoflux_export.targets.coreml import lint as linting
 
     return linting.lint(path, component)
+
+
+def cost(path: Path, component: str) -> Cost:
+    """What every block of a saved file computes, reads and writes; see `cost.cost`."""
+    from nanoflux_export.targets.coreml import cost as costing
+
+    return costing.cost(path, component)
 
 
 def summarize(path: Path) -> Summary:

@@ -32,13 +32,23 @@ _DECODING = (struct.error, ValueError, IndexError, KeyError, TypeError, Attribut
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of a graph; `dtype` as the schema calls it, such as FLOAT32."""
+    """One tensor of a graph; `dtype` as the schema calls it, such as FLOAT32.
+
+    `stored_bytes` counts a constant's values and its quantisation scales.
+    """
 
     shape: tuple[int, ...]
     dtype: str
     constant: bool
     dynamic: bool
     blockwise: bool
+    name: str = ""
+    stored_bytes: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its values, whether stored or computed."""
+        return (math.prod(self.shape) * _BITS.get(self.dtype, 0) + 7) // 8
 
 
 @dataclass(frozen=True)
@@ -162,17 +172,20 @@ def _tensor(
 ) -> Tensor:
     shape, signature = _integers(tensor, "Shape"), _integers(tensor, "ShapeSignature")
     dtype, held = types[tensor.Type()], stored[tensor.Buffer()]
-    needed = (math.prod(shape) * _BITS.get(dtype, 0) + 7) // 8
-    if held and held < needed:
-        raise ValueError(f"{held} bytes stored for a constant of {needed}")
     quantization = tensor.Quantization()
-    return Tensor(
+    scales = _length(quantization, "Scale") if quantization else 0
+    found = Tensor(
         shape,
         dtype,
         constant=held > 0,
         dynamic=min((*shape, *signature), default=0) < 0,
         blockwise=quantization is not None and quantization.DetailsType() == blockwise,
+        name=(tensor.Name() or b"").decode(),
+        stored_bytes=held + 4 * scales if held else 0,
     )
+    if held and held < found.bytes:
+        raise ValueError(f"{held} bytes stored for a constant of {found.bytes}")
+    return found
 
 
 def _op(op: Any, codes: Sequence[str], tensors: int) -> Op:

@@ -11,6 +11,7 @@ from nanoflux_mobile.spec import Component, Scheme
 
 if TYPE_CHECKING:
     from nanoflux_export.graph import Finding, MobileGraph, Precision, Runner, Summary
+    from nanoflux_mobile.cost import Cost
 
 NAME = "litert"
 SUFFIX = ".tflite"
@@ -51,6 +52,13 @@ def lint(path: Path, component: str) -> tuple[Finding, ...]:
     from nanoflux_export.targets.litert import lint as linting
 
     return linting.lint(path, component)
+
+
+def cost(path: Path, component: str) -> Cost:
+    """What every block of a saved file computes, reads and writes; see `cost.cost`."""
+    from nanoflux_export.targets.litert import cost as costing
+
+    return costing.cost(path, component)
 
 
 def summarize(path: Path) -> Summary:
