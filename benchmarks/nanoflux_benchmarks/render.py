@@ -64,7 +64,8 @@ def headline(verdict: Verdict) -> str:
     """The outcome and what it rests on, in one line."""
     failed = [check.name for check in verdict.checks if check.outcome == "fail"]
     if verdict.outcome == "fail":
-        return f"FAIL: {', '.join(failed)}"
+        more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+        return f"FAIL: {failed[0]}{more}"
     if verdict.outcome == "pass":
         return f"pass: {len(verdict.checks)} checks hold"
     count = len(verdict.reasons)

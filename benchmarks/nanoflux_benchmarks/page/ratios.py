@@ -79,7 +79,7 @@ def _reading(rows: Sequence[Row]) -> str:
     limits = listing(sorted({figure(row.check.limit, "ratio") for row in rows}))
     told = f"Dots are estimates, lines their 95 % bounds; the dashed line is the limit, {limits}."
     if any(row.noise for row in rows):
-        told += " The band is how far two halves of the baseline differ by chance alone."
+        told += " The band is how far equal runs differ by chance alone."
     return told
 
 
