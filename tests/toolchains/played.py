@@ -129,7 +129,7 @@ class Played:
     def power_off(self) -> None:
         for process in self.processes.values():
             stop(process)
-        self.run("disconnect", self.serial)
+        self.run("disconnect")  # whatever name it was reached by
 
     def play(self, mode: str) -> None:
         """How the phone and its app behave from now on."""
