@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from rich.console import RenderableType
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from nanoflux_benchmarks.prediction import Advice, Call, MemoryUse, Prediction
 from nanoflux_benchmarks.roofline import Range
@@ -17,7 +17,9 @@ FITS = {True: "fits", False: "[red]does not fit[/red]", None: "nobody said wheth
 
 def seconds(value: float) -> str:
     """A time in the unit a person would use."""
-    return f"{value:.2f} s" if value >= 0.9995 else f"{1000 * value:.3g} ms"
+    if value >= 0.9995:
+        return f"{value:.2f} s"
+    return f"{1e3 * value:.3g} ms" if value >= 1e-4 else f"{1e6 * value:.3g} µs"
 
 
 def spread(found: Range) -> str:
@@ -39,13 +41,12 @@ def tables(found: Prediction) -> Iterator[RenderableType]:
 
 
 def _calls(calls: tuple[Call, ...]) -> Table:
-    made = Table(
-        "graph", "unit", "runs", "one run", "likely", "limited by", "most of its blocks by"
-    )
+    made = Table("graph", "unit", "runs", "one run", "likely", "limited by", "blocks by")
     for call in calls:
         limits = Counter(block.limit for block in call.blocks).most_common(1)
         blocks = limits[0][0] if limits else "-"
-        name = f"{call.component} ({call.function})"
+        alone = [other.component for other in calls].count(call.component) == 1
+        name = call.component if alone else f"{call.component} ({call.function})"
         times = spread(call.seconds), seconds(call.seconds.mid)
         made.add_row(escape(name), call.unit, str(call.runs), *times, call.limit, blocks)
     return made

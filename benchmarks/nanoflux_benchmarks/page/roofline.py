@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from nanoflux_benchmarks.page.stacks import Piece, Stack, stacks
 from nanoflux_benchmarks.page.svg import chart
 from nanoflux_benchmarks.page.values import evenly, measured, median
-from nanoflux_benchmarks.page.words import figure, percent, plain, worded
+from nanoflux_benchmarks.page.words import figure, plain, worded
 from nanoflux_benchmarks.prediction import BlockTime, Call, Prediction
+from nanoflux_benchmarks.prediction_text import seconds, spread
 from nanoflux_mobile.markup import Markup, join, section
 
 if TYPE_CHECKING:
@@ -39,34 +40,20 @@ def _graph(found: Judgement, call: Call) -> Markup:
 
 
 def _bar(block: BlockTime) -> Stack:
-    told = figure(1000 * block.seconds)
-    return Stack(plain(block.block, 40), told, (Piece(_kind(block), block.limit, _ms(block), ""),))
-
-
-def _ms(block: BlockTime) -> float:
-    return 1000 * block.seconds
-
-
-def _kind(block: BlockTime) -> str:
-    return block.limit.replace(" ", "-")
+    kind = block.limit.replace(" ", "-")
+    piece = Piece(kind, block.limit, 1000 * block.seconds, "")
+    return Stack(plain(block.block, 40), seconds(block.seconds), (piece,))
 
 
 def _finding(found: Judgement, call: Call) -> str:
-    low, high = figure(1000 * call.seconds.low), figure(1000 * call.seconds.high)
-    text = f"The {worded(call.component)} should take {low} to {high}"
+    text = f"The {worded(call.component)} should take {spread(call.seconds)}"
     times = _times(found, call)
     if times:
         text += f" and took {figure(median(times))}"
-    return f"{text}; {_share(call.blocks)} of it waits for {call.limit}."
+    return f"{text}; most of it waits for {call.limit}."
 
 
 def _times(found: Judgement, call: Call) -> Sequence[float]:
     if call.component == "denoiser":
         return measured(found.report, "step")
     return measured(found.report, "decoder" if call.component == "decoder" else "text_encoder")
-
-
-def _share(blocks: Sequence[BlockTime]) -> str:
-    limits = {block.limit for block in blocks}
-    spent = {name: sum(b.seconds for b in blocks if b.limit == name) for name in limits}
-    return percent(max(spent.values()) / (sum(spent.values()) or 1.0))
