@@ -41,7 +41,15 @@ def tables(found: Prediction) -> Iterator[RenderableType]:
 
 
 def _calls(calls: tuple[Call, ...]) -> Table:
-    made = Table("graph", "unit", "runs", "one run", "likely", "limited by", "blocks by")
+    made = Table(
+        Column("graph", no_wrap=True),
+        "unit",
+        "runs",
+        "one run",
+        "likely",
+        "limited by",
+        "blocks by",
+    )
     for call in calls:
         limits = Counter(block.limit for block in call.blocks).most_common(1)
         blocks = limits[0][0] if limits else "-"
