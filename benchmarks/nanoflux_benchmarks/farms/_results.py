@@ -26,29 +26,23 @@ def candidates(results: Path, logs: tuple[str, ...]) -> Iterator[tuple[str, str]
         InputError: there is neither, or the results cannot be read or are larger than any are.
     """
     found = False
-    for source in _sources(results):
-        held = texts(source)
-        listed = [text for text in held if text.name == "manifest.json"]
-        exported = {
-            (manifest.folder, name)
-            for manifest in listed
-            for name in attachments(manifest.content, manifest.where)
-        }
-        for text in held:
-            report = _fits(text.name, (_REPORT,)) or (text.folder, text.name) in exported
-            if report or (_fits(text.name, logs) and f"{MARKER} " in text.content):
-                found = True
-                yield text.where, text.content
+    held = texts(results)
+    exported = {
+        (manifest.folder, name)
+        for manifest in held
+        if manifest.name == "manifest.json"
+        for name in attachments(manifest.content, manifest.where)
+    }
+    for text in held:
+        report = _fits(text.name, (_REPORT,)) or (text.folder, text.name) in exported
+        if report or (_fits(text.name, logs) and f"{MARKER} " in text.content):
+            found = True
+            yield text.where, text.content
     if not found:
         raise InputError(
             f"{results} holds no {FILE} and no log with {MARKER}; "
             "the log of the run says why the app left none"
         )
-
-
-def _sources(results: Path) -> tuple[Path, ...]:
-    inside = sorted(results.rglob("*.zip")) if results.is_dir() else []
-    return (results, *(path for path in inside if path.is_file() and not path.is_symlink()))
 
 
 def _fits(name: str, patterns: tuple[str, ...]) -> bool:

@@ -52,7 +52,7 @@ class _File:
 
 
 def texts(path: Path) -> tuple[Text, ...]:
-    """Every text in a file, a folder (links are left out) or a zip, in the order of their names.
+    """Every text in a file, a zip, or a folder of both (links are left out), by their names.
 
     Raises:
         InputError: it cannot be read, is encrypted, or holds more than any result does.
@@ -69,25 +69,29 @@ def texts(path: Path) -> tuple[Text, ...]:
 
 def _files(path: Path, stack: ExitStack) -> Iterator[_File]:
     if path.is_dir():
-        return _in_folder(path)
+        return _in_folder(path, stack)
     if not path.is_file():
         raise InputError(f"{path} is no file or folder; name a report, or results that hold one")
+    return _opened(path, path.name, "", stack)
+
+
+def _opened(path: Path, where: str, folder: str, stack: ExitStack) -> Iterator[_File]:
+    """A file itself, or what a zip holds; a zip inside of a zip stays closed."""
     with path.open("rb") as file:
         packed = file.read(4) in _ZIP
     if not packed:
-        return iter([_File(shown(path.name), "", path.name, _opener(path))])
+        return iter([_File(shown(where), folder, path.name, _opener(path))])
     if path.stat().st_size > MOST_TOTAL:
         raise InputError(f"{path} has over {MOST_TOTAL >> 20} MiB; unpack it and name the report")
-    return _in_zip(stack.enter_context(zipfile.ZipFile(path)), path.name)
+    return _in_zip(stack.enter_context(zipfile.ZipFile(path)), where)
 
 
-def _in_folder(folder: Path) -> Iterator[_File]:
+def _in_folder(folder: Path, stack: ExitStack) -> Iterator[_File]:
     for root, folders, names in os.walk(folder, onerror=_refuse):
         folders.sort()
         for path in (Path(root, name) for name in sorted(names)):
             if path.is_file() and not path.is_symlink():
-                where = shown(str(path.relative_to(folder)))
-                yield _File(where, root, path.name, _opener(path))
+                yield from _opened(path, str(path.relative_to(folder)), root, stack)
 
 
 def _opener(path: Path) -> Callable[[], IO[bytes]]:
@@ -107,7 +111,8 @@ def _in_zip(archive: zipfile.ZipFile, where: str) -> Iterator[_File]:
         if not info.is_dir():
             name = PurePosixPath(info.filename.replace("\\", "/"))
             shown_name = f"{shown(where)}:{shown(name.name)}"
-            yield _File(shown_name, str(name.parent), name.name, partial(archive.open, info))
+            inside = f"{where}:{name.parent}"  # files of one folder of one zip belong together
+            yield _File(shown_name, inside, name.name, partial(archive.open, info))
 
 
 def _bounded(files: Iterable[_File], path: Path) -> Iterator[Text]:

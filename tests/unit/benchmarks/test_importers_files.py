@@ -267,3 +267,15 @@ def test_a_manifest_of_a_bundle_is_no_list_of_attachments(tmp_path: Path) -> Non
     shutil.copy(REPORTS.parent / "contract/manifest.json", tmp_path)
     shutil.copy(APP, tmp_path)
     assert read_any(tmp_path) == read_report(APP)
+
+
+def test_a_folder_of_zips_as_device_farm_leaves_it(tmp_path: Path) -> None:
+    zipped(tmp_path / "job-CUSTOMER_ARTIFACT.zip", ("out/latency-report.json", APP.read_bytes()))
+    zipped(tmp_path / "job-VIDEO.zip", ("film.mp4", b"\0\0\0\x18ftyp"))
+    assert read_any(tmp_path) == read_report(APP)
+
+
+def test_a_zip_inside_of_a_zip_stays_closed(tmp_path: Path) -> None:
+    inner = zipped(tmp_path / "inner.zip", ("latency-report.json", APP.read_bytes()))
+    outer = zipped(tmp_path / "outer.zip", ("inner.zip", inner.read_bytes()))
+    assert "outer.zip holds no latency report" in refusal(outer)
