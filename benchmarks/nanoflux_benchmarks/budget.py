@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -12,7 +11,7 @@ from typing import Literal
 
 from nanoflux_benchmarks.stats import MIN_IMAGES, MIN_LAUNCHES
 from nanoflux_benchmarks.verdict import Stage
-from nanoflux_mobile.errors import InputError
+from nanoflux_mobile import shipped_toml
 from nanoflux_mobile.strict_json import from_plain
 
 SHIPPED = resources.files("nanoflux_benchmarks") / "budgets"
@@ -75,7 +74,7 @@ class Budget:
 
 def shipped_budgets() -> tuple[str, ...]:
     """Names of the budgets that come with the package."""
-    return tuple(sorted(p.name.removesuffix(".toml") for p in SHIPPED.iterdir()))
+    return shipped_toml.shipped(SHIPPED)
 
 
 def load_budget(name: str) -> Budget:
@@ -84,22 +83,5 @@ def load_budget(name: str) -> Budget:
     Raises:
         InputError: neither; or a key or value that is not accepted, with its place.
     """
-    if name in shipped_budgets():
-        return _parse((SHIPPED / f"{name}.toml").read_text("utf-8"), name, f"{name}.toml")
-    path = Path(name)
-    if path.suffix != ".toml":
-        known = ", ".join(shipped_budgets())
-        raise InputError(f"no budget is called {name!r}; known: {known}; or give a .toml file")
-    try:
-        return _parse(path.read_text("utf-8"), path.stem, path.name)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise InputError(f"cannot read {path}: {reason}; give a budget in TOML") from error
-
-
-def _parse(text: str, name: str, where: str) -> Budget:
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as broken:
-        raise InputError(f"{where} is not TOML: {broken}") from broken
-    return from_plain(Budget, {"name": name, **data}, where)
+    data, where = shipped_toml.load_toml(SHIPPED, "budget", name)
+    return from_plain(Budget, {"name": Path(name).stem, **data}, where)

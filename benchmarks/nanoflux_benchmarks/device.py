@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import tomllib
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Literal
 
+from nanoflux_mobile import shipped_toml
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.strict_json import from_plain
 
@@ -71,7 +71,7 @@ class Device:
 
 def shipped_devices() -> tuple[str, ...]:
     """Names of the devices that come with the package."""
-    return tuple(sorted(f.name[:-5] for f in SHIPPED.iterdir() if f.name.endswith(".toml")))
+    return shipped_toml.shipped(SHIPPED)
 
 
 def load_device(name: str) -> Device:
@@ -81,17 +81,7 @@ def load_device(name: str) -> Device:
         InputError: an unknown name, no TOML, an unknown, missing or wrong field, or a file named
             otherwise than the device in it.
     """
-    if name.endswith(".toml"):
-        text, where = _read(Path(name)), name
-    elif name in shipped_devices():
-        text, where = (SHIPPED / f"{name}.toml").read_text("utf-8"), f"device {name}"
-    else:
-        known = ", ".join(shipped_devices())
-        raise InputError(f"unknown device {name!r}; known: {known}, or the path of a .toml file")
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as broken:
-        raise InputError(f"{where} is not valid TOML: {broken}") from broken
+    data, where = shipped_toml.load_toml(SHIPPED, "device", name)
     device = from_plain(Device, data, where)
     if device.id != Path(name).name.removesuffix(".toml"):
         raise InputError(f"{where} says id = {device.id!r}; name the file {device.id}.toml")
@@ -102,10 +92,3 @@ def device_of(model: str) -> Device | None:
     """The shipped device that a maker's identifier names; None where none does."""
     every = (load_device(name) for name in shipped_devices())
     return next((device for device in every if model in device.models), None)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as broken:
-        raise InputError(f"device file {path} cannot be read: {broken}") from broken

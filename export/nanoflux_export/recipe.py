@@ -9,15 +9,17 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from nanoflux_mobile import shipped_toml
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.spec import Recipe
 from nanoflux_mobile.strict_json import from_plain
 
+RECIPES = resources.files("nanoflux_export") / "recipes"
+
 
 def shipped() -> tuple[str, ...]:
     """Names of the recipes inside the package."""
-    folder = resources.files("nanoflux_export") / "recipes"
-    return tuple(sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".toml")))
+    return shipped_toml.shipped(RECIPES)
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -25,30 +27,12 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
     InputError names an unknown recipe, key or value and what is accepted.
     """
-    if name.endswith(".toml"):
-        text, where = _read(Path(name)), name
-    elif name in shipped():
-        text = (resources.files("nanoflux_export") / "recipes" / f"{name}.toml").read_text("utf-8")
-        where = f"recipe {name}"
-    else:
-        known = ", ".join(shipped())
-        raise InputError(f"unknown recipe {name!r}; known: {known}, or the path of a .toml file")
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as broken:
-        raise InputError(f"{where} is not valid TOML: {broken}") from broken
+    data, where = shipped_toml.load_toml(RECIPES, "recipe", name)
     for override in overrides:
         _override(data, override)
     recipe = from_plain(Recipe, data, where)
     pairs = dict(override.split("=", 1) for override in overrides)
     return dataclasses.replace(recipe, name=Path(name).stem, overrides=pairs)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as broken:
-        raise InputError(f"recipe {path} cannot be read: {broken}") from broken
 
 
 def _override(data: dict[str, Any], override: str) -> None:

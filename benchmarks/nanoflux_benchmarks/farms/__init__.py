@@ -17,6 +17,7 @@ with `_` is shared by farms and is none. Each farm offers one of two things:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,3 +39,11 @@ class Job:
     warmup: int
     seed: int
     baseline: Path | None
+
+
+def turns(launches: int, bundles: int) -> Iterator[tuple[int, int]]:
+    """Launch and bundle in the order to measure: A B B A A B for three launches of two bundles."""
+    for number in range(launches):
+        order = range(bundles) if number % 2 == 0 else reversed(range(bundles))
+        for which in order:
+            yield number, which

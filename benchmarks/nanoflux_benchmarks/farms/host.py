@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanoflux_benchmarks.farms import Job
+from nanoflux_benchmarks.farms import Job, turns
 from nanoflux_benchmarks.importers import merge
 from nanoflux_mobile.errors import CheckFailed, InputError, NanofluxError
 from nanoflux_mobile.manifest import read_manifest
@@ -75,9 +75,10 @@ def run(job: Job, address: str, tell: Callable[[str], None]) -> tuple[LatencyRep
     ]
     found: dict[str, list[LatencyReport]] = {side.name: [] for side in sides}
     with _kept_on_failure(tell) as folder:
-        turns = _turns(sides, job.launches)
-        for number, side in enumerate(turns, 1):
-            tell(f"launch {number} of {len(turns)}: {side.name} {side.bundle.name}")
+        order = list(turns(job.launches, len(sides)))
+        for number, (_, which) in enumerate(order, 1):
+            side = sides[which]
+            tell(f"launch {number} of {len(order)}: {side.name} {side.bundle.name}")
             run_id = f"{side.run_id}.{len(found[side.name]) + 1}"
             out = folder / f"{run_id}.json"
             _launch([*APP, *_arguments(job, side, run_id, out, len(cores))], cores)
@@ -85,10 +86,6 @@ def run(job: Job, address: str, tell: Callable[[str], None]) -> tuple[LatencyRep
     return tuple(
         dataclasses.replace(merge(found[side.name]), run_id=side.run_id) for side in reversed(sides)
     )
-
-
-def _turns(sides: list[_Side], launches: int) -> list[_Side]:
-    return [side for i in range(launches) for side in (sides if i % 2 == 0 else sides[::-1])]
 
 
 def _arguments(job: Job, side: _Side, run_id: str, out: Path, threads: int) -> list[str]:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanoflux_benchmarks.farms.adb import turns, words
+from nanoflux_benchmarks.farms import turns
+from nanoflux_benchmarks.farms.adb import words
 
 TOKEN = "5f1c9a0e6b7d4a32"
 LISTED = """* daemon not running; starting now at tcp:5037

@@ -51,8 +51,8 @@ BAD = {
     "text": ("image_ms = 100", 'image_ms = "2.5 s"', "limits.image_ms must be float"),
     "another schema": ("budget/1", "budget/2", "schema is 'budget/2'"),
     "two launches": ("summary =", "launches = 2\nsummary =", "launches is 2; accepted: 3"),
-    "no TOML": ("[limits]", "[limits", "is not TOML"),
-    "twice": ("image_ms = 100", "image_ms = 1\nimage_ms = 2", "is not TOML"),
+    "no TOML": ("[limits]", "[limits", "is not valid TOML"),
+    "twice": ("image_ms = 100", "image_ms = 1\nimage_ms = 2", "is not valid TOML"),
 }
 
 
@@ -75,5 +75,5 @@ def test_a_folder_and_a_picture_are_no_budgets(tmp_path):
     (tmp_path / "a.toml").mkdir()
     (tmp_path / "b.toml").write_bytes(b"\x89PNG\xff\xfe")
     for name in ("a.toml", "b.toml"):
-        with pytest.raises(InputError, match="cannot read"):
+        with pytest.raises(InputError, match="cannot be read"):
             load_budget(str(tmp_path / name))

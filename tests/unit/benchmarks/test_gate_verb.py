@@ -127,7 +127,7 @@ def test_a_bad_report_is_bad_input(case, gate, tmp_path):
 @pytest.mark.parametrize(
     ("option", "value", "words"),
     [
-        ("--budget", "fast", "no budget is called 'fast'"),
+        ("--budget", "fast", "unknown budget 'fast'"),
         ("--bundle", "nowhere", "is not a bundle"),
         ("--baseline", "nowhere.json", "nowhere.json"),
     ],

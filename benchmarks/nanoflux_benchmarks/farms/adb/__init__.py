@@ -22,10 +22,10 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 
-from nanoflux_benchmarks.farms import Job
+from nanoflux_benchmarks.farms import Job, turns
 from nanoflux_benchmarks.farms.adb import words
 from nanoflux_benchmarks.farms.adb.copying import install, read_bundle, require_app, send_bundle
 from nanoflux_benchmarks.farms.adb.launching import Wanted, cool_down, launch
@@ -75,14 +75,6 @@ def run(job: Job, address: str, tell: Callable[[str], None]) -> tuple[LatencyRep
         )
         for role, launches in zip(_ROLES, reports, strict=False)
     )
-
-
-def turns(launches: int, bundles: int) -> Iterator[tuple[int, int]]:
-    """Launch and bundle in the order to measure: A B B A A B for three launches of two bundles."""
-    for number in range(launches):
-        order = range(bundles) if number % 2 == 0 else reversed(range(bundles))
-        for which in order:
-            yield number, which
 
 
 def read_facts(phone: Phone) -> words.Facts:
