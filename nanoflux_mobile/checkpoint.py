@@ -1,96 +1,129 @@
-"""Checkpoint folders in diffusers' layout: configs and memory-mapped weights, strictly used.
+"""Checkpoints in every layout, opened without reading a weight, strictly used.
 
-Every tensor of a file lands in exactly one place of the module, or the error lists what is left.
-Files are data: safetensors and JSON only, nothing is unpickled.
+A folder in diffusers' layout, whose transformer may also be one file under Black Forest Labs'
+names, or such a file alone. Every tensor of a file lands in exactly one place of the module, or the
+error lists what is left. Files are data: safetensors, GGUF and JSON only, nothing is unpickled.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nanoflux_mobile.errors import InputError
+from nanoflux_mobile.flux_file import DIFFUSERS, FluxFile, flux_file
+from nanoflux_mobile.safetensors_file import NOT_WEIGHTS, write_safetensors
 from nanoflux_mobile.spec import content_digest
 from nanoflux_mobile.storage import file_sha256, write_file
-from nanoflux_mobile.strict_json import from_plain, parse_json
+from nanoflux_mobile.strict_json import from_plain
+from nanoflux_mobile.weight_files import READERS, SAME, KeyMap, read_json, read_weights
+from nanoflux_mobile.weights import Network, Weights, held
 
 M = TypeVar("M", bound=nn.Module)
 C = TypeVar("C")
 
-WEIGHT_FILES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-PIPELINES = {"FluxPipeline": "nanoflux"}
+PIPELINES = {"FluxPipeline": "nanoflux", "SnapGenPipeline": "snapgen"}
 """Family of each pipeline class that model_index.json may name."""
-
-
-@dataclass(frozen=True)
-class KeyMap:
-    """How a file's key names differ from ours: prefixes to replace, whole keys to leave out."""
-
-    prefixes: tuple[tuple[str, str], ...] = ()
-    ignored: tuple[str, ...] = ()
-
-    def ours(self, key: str) -> str | None:
-        """Our name of a file's key; None for one to leave out."""
-        if key in self.ignored:
-            return None
-        for theirs, mine in self.prefixes:
-            if key.startswith(theirs):
-                return mine + key.removeprefix(theirs)
-        return key
+TRANSFORMER = "transformer"
+MOST = 2**24
+"""The largest size a config may give, an order above the largest vocabularies."""
+MOST_BLOCKS = 128
+"""The most blocks of one kind, of which each costs time before anything is compared."""
+MOST_ENTRIES = 16
+"""The longest list of sizes."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder of parts (transformer, vae, ...), each with its config; weights stay on disk."""
+    """Parts (transformer, vae, ...), each with its config; weights stay on disk.
+
+    `path` is a folder, or a file that is the transformer alone.
+    """
 
     path: Path
     family: str
 
+    @property
+    def is_file(self) -> bool:
+        """Whether this is a transformer alone, which can be looked into but not drawn with."""
+        return self.path.is_file()
+
+    def place(self, part: str) -> Path:
+        """The folder of a part, or the file that is the transformer."""
+        return self.path if self.is_file else self.path / part
+
     def has(self, part: str) -> bool:
-        """Whether the folder has this part."""
-        return (self.path / part).is_dir()
+        """Whether the checkpoint has this part."""
+        return part == TRANSFORMER if self.is_file else (self.path / part).is_dir()
 
     def config(self, part: str, file: str = "config.json") -> dict[str, Any]:
-        """The JSON object `part/file`."""
+        """The JSON object `part/file`; a FLUX transformer's sizes are read off where it lacks."""
+        if part == TRANSFORMER and self._inferred:
+            return self._flux.config()
+        if self.is_file:
+            raise InputError(
+                f"{self.path} is a transformer alone; put it into the transformer folder of a "
+                f"FLUX.1 checkpoint in diffusers' layout, in place of the weights there, for its "
+                f"{part}, and give that checkpoint"
+            )
         return read_json(self.path / part / file)
+
+    def weights(self, part: str, keys: KeyMap = SAME) -> Weights:
+        """The weights of a part under our names, none of them read yet."""
+        if part == TRANSFORMER and self.family == "nanoflux":
+            return self._flux.weights
+        return read_weights(self.place(part), keys)
+
+    @property
+    def layout(self) -> str:
+        """Whose names the transformer's tensors have in its file."""
+        return self._flux.layout if self.family == "nanoflux" else DIFFUSERS
+
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """What no file says and was found out, a sentence each."""
+        if self.family != "nanoflux":
+            return ()
+        return self._flux.all_notes() if self._inferred else self._flux.notes
 
     def digest(self) -> str:
         """sha256 over every config and weight file, by relative name."""
-        kept = (".json", ".safetensors", ".txt", ".model")
+        if self.is_file:
+            return content_digest({self.path.name: file_sha256(self.path)})
+        kept = (".json", ".txt", ".model", *READERS)
         files = sorted(p for p in self.path.rglob("*") if p.suffix in kept and p.is_file())
         return content_digest({str(p.relative_to(self.path)): file_sha256(p) for p in files})
 
+    @cached_property
+    def _flux(self) -> FluxFile:
+        place = self.place(TRANSFORMER)
+        return flux_file(read_weights(place), place)
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; InputError if it is missing or not one."""
-    try:
-        found = parse_json(path.read_text("utf-8"))
-    except FileNotFoundError as missing:
-        raise InputError(f"{path} is missing; is this a whole checkpoint folder?") from missing
-    except (OSError, ValueError) as broken:
-        raise InputError(f"{path} cannot be read as JSON: {broken}") from broken
-    if not isinstance(found, dict):
-        raise InputError(f"{path} holds a {type(found).__name__}, expected a JSON object")
-    return found
+    @property
+    def _inferred(self) -> bool:
+        place = self.place(TRANSFORMER)
+        return self.family == "nanoflux" and not (place / "config.json").is_file()
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint in a folder; InputError if there is none or its family is unknown."""
+    """The checkpoint at a path; InputError if there is none or its family is unknown."""
+    expected = f"a folder with model_index.json or a file in {' or '.join(READERS)}"
     if not path.exists():
-        raise InputError(f"{path} does not exist; give a checkpoint folder in diffusers' layout")
+        raise InputError(f"{path} does not exist; give a checkpoint: {expected}")
+    if path.is_file() and path.suffix in READERS:
+        alone = Checkpoint(path, "nanoflux")
+        alone.weights(TRANSFORMER)  # refuses a file of another model at once
+        return alone
     if not (path / "model_index.json").is_file():
-        raise InputError(f"{path} is not a checkpoint: a folder with model_index.json is expected")
+        raise InputError(f"{path} is not a checkpoint: {expected} is expected")
     name = read_json(path / "model_index.json").get("_class_name")
     if name not in tuple(PIPELINES):  # a tuple, because JSON can hold what no dict can look up
         known = ", ".join(PIPELINES)
@@ -102,99 +135,86 @@ def sizes(cls: type[C], config: Mapping[str, Any], where: str, fixed: Mapping[st
     """The fields of the dataclass `cls` out of a larger config.
 
     `fixed` holds settings that change the network and the only value we implement: a config that
-    says otherwise is an error, one that is silent is not.
+    says otherwise is an error, one that is silent is not. So is a size no network has, before
+    anything of that size is built.
     """
     for key, value in fixed.items():
         if config.get(key, value) != value:
             raise InputError(f"{where}: {key} is {config[key]!r}; only {value!r} is supported")
     names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    return from_plain(cls, {n: config[n] for n in names if n in config}, where)
+    given = {n: config[n] for n in names if n in config}
+    for name, count, most in _counts(given):
+        if count > most:
+            raise InputError(f"{where}: {name} is {count}; accepted: up to {most}")
+    return from_plain(cls, given, where)
 
 
-def _shards(folder: Path) -> list[Path]:
-    for name in WEIGHT_FILES:
-        if (folder / name).is_file():
-            return [folder / name]
-        if (index := folder / f"{name}.index.json").is_file():
-            return [folder / n for n in _shard_names(index)]
-    raise InputError(f"{folder} holds no weights: expected {' or '.join(WEIGHT_FILES)}")
-
-
-def _shard_names(index: Path) -> list[str]:
-    named = read_json(index).get("weight_map")
-    if not isinstance(named, dict) or not all(isinstance(n, str) for n in named.values()):
-        raise InputError(f"{index} has no weight_map from tensor to file name; download it again")
-    if any(Path(n).name != n for n in named.values()):
-        raise InputError(f"{index} names a file outside its folder; refusing to follow it")
-    return sorted(set(named.values()))
-
-
-def read_tensors(folder: Path, keys: KeyMap = KeyMap()) -> dict[str, Tensor]:
-    """Every tensor of a part under our names, memory-mapped, in its stored dtype."""
-    found: dict[str, Tensor] = {}
-    with ExitStack() as opened:
-        for shard in _shards(folder):
-            try:
-                file = opened.enter_context(safe_open(shard, framework="pt"))
-                for key in file.keys():  # noqa: SIM118 - safe_open is not a mapping
-                    name = keys.ours(key)
-                    if name in found:
-                        raise InputError(f"{shard} holds {key}, a second {name}; keep one of them")
-                    if name is not None:
-                        found[name] = file.get_tensor(key)
-            except (SafetensorError, OSError) as broken:
-                raise InputError(
-                    f"{shard} is damaged or not safetensors ({broken}); download it again"
-                ) from broken
-    return found
+def _counts(given: Mapping[str, Any]) -> Iterator[tuple[str, int, int]]:
+    """Every whole number and length of list, with the most it may be."""
+    for name, value in given.items():
+        if isinstance(value, list):
+            yield f"the length of {name}", len(value), MOST_ENTRIES
+        most = MOST_BLOCKS if "layers" in name or "transformers" in name else MOST
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, int):
+                yield name, item, most
 
 
 def load_weights(
-    build: Callable[[], M], folder: Path, keys: KeyMap = KeyMap(), complete: bool = True
+    build: Callable[[], M], folder: Path, keys: KeyMap = SAME, complete: bool = True
 ) -> M:
-    """The module that `build` makes, holding a part's weights as float32.
+    """The module that `build` makes, holding a part's weights as float32; see `fitted`."""
+    return fitted(build, read_weights(folder, keys), folder, complete).whole()
 
-    Built on the meta device, so nothing is allocated twice. With `complete` false the file may
-    hold more than the module needs. InputError says why nothing can be built, or lists missing,
-    unused and mis-shaped keys, and any tensor that is not floating point.
+
+def fitted(
+    build: Callable[[], M],
+    stored: Weights,
+    where: Path,
+    complete: bool = True,
+    layout: str = DIFFUSERS,
+) -> Network[M]:
+    """The network that `build` makes with the weights of `where`; none of them is read.
+
+    `layout` is the one they were translated from, which errors mention beside our names. With
+    `complete` false there may be more than the module needs. InputError says why nothing can be
+    built, or lists missing, unused and mis-shaped keys, and any tensor that is not floating point.
     """
     try:
         with torch.device("meta"):
             module = build()
     except (IndexError, RuntimeError, ValueError) as broken:
-        raise InputError(f"{folder}/config.json describes no network: {broken}") from broken
+        raise InputError(f"{where}/config.json describes no network: {broken}") from broken
     wanted = module.state_dict()
-    stored = read_tensors(folder, keys)
     if not complete:
         stored = {k: v for k, v in stored.items() if k in wanted}
-    _agree(wanted, stored, folder)
-    state = {key: tensor.float() for key, tensor in stored.items()}
-    module.load_state_dict(state, strict=True, assign=True)
-    return module.eval().requires_grad_(False)
+    _agree(wanted, stored, where, layout)
+    return Network(module.eval().requires_grad_(False), stored)
 
 
-def _agree(wanted: Mapping[str, Tensor], stored: Mapping[str, Tensor], folder: Path) -> None:
+def _agree(wanted: Mapping[str, Tensor], stored: Weights, where: Path, layout: str) -> None:
     problems = {
         "missing": sorted(wanted.keys() - stored.keys()),
         "unused": sorted(stored.keys() - wanted.keys()),
         "mis-shaped": [
-            f"{k} {tuple(stored[k].shape)} instead of {tuple(wanted[k].shape)}"
+            f"{k} {stored[k].shape} instead of {tuple(wanted[k].shape)}"
             for k in sorted(wanted.keys() & stored.keys())
-            if stored[k].shape != wanted[k].shape
+            if stored[k].shape != tuple(wanted[k].shape)
         ],
         "not floating point": [
-            f"{k} ({str(v.dtype).removeprefix('torch.')})"
-            for k, v in sorted(stored.items())
-            if v.dtype not in FLOATS
+            f"{k} ({v.dtype})" for k, v in sorted(stored.items()) if v.dtype in NOT_WEIGHTS
         ],
     }
     said = [f"{len(keys)} {kind}: {_first(keys)}" for kind, keys in problems.items() if keys]
     if said:
-        raise InputError(f"the weights in {folder} do not fit its config.json; {'; '.join(said)}")
+        told = "its config.json" if (where / "config.json").is_file() else "each other"
+        source = where if layout == DIFFUSERS else f"{where}, translated from {layout},"
+        raise InputError(f"the weights in {source} do not fit {told}; {'; '.join(said)}")
 
 
 def _first(keys: list[str]) -> str:
-    return ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
+    shown = [key if key.isprintable() and len(key) <= 100 else f"{key[:60]!r}" for key in keys[:3]]
+    return ", ".join(shown) + (", ..." if len(keys) > 3 else "")
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -203,10 +223,13 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def save_part(
-    module: nn.Module, folder: Path, config: Mapping[str, Any], dtype: torch.dtype
+    part: nn.Module | Network[Any], folder: Path, config: Mapping[str, Any], dtype: torch.dtype
 ) -> None:
-    """Write a module's config.json and weights, under the names it has here."""
+    """Write the config.json and the weights of a module or network, under the names it has here.
+
+    Weights go to the disk one by one, so a network may be larger than memory.
+    """
     write_json(folder / "config.json", config)
-    state = {k: v.detach().to(dtype).contiguous() for k, v in module.state_dict().items()}
+    weights = held(part) if isinstance(part, nn.Module) else part.weights
     name = "model" if "model_type" in config else "diffusion_pytorch_model"
-    save_file(state, folder / f"{name}.safetensors", {"format": "pt"})
+    write_safetensors(folder / f"{name}.safetensors", weights, dtype)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.noise import gaussian
 from nanoflux_mobile.sampler import Schedule, euler, pack, unpack
 
@@ -23,11 +24,26 @@ Runner = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class Graphs:
-    """The three graphs of a text-to-image system."""
+    """The three graphs of a text-to-image system.
+
+    `low_denoiser` is the denoiser at low resolution, for the first `Schedule.low_steps`.
+    """
 
     text_encoder: Runner
     denoiser: Runner
     decoder: Runner
+    low_denoiser: Runner | None = None
+
+    def denoiser_at(self, step: int, schedule: Schedule) -> Runner:
+        """The denoiser of a step; InputError where the schedule asks for one that is not there."""
+        if step >= schedule.low_steps:
+            return self.denoiser
+        if self.low_denoiser is None:
+            raise InputError(
+                f"{schedule.low_steps} steps are to run at low resolution, but this denoiser has "
+                "no such form; export it from a student with token downsampling"
+            )
+        return self.low_denoiser
 
 
 @dataclass(frozen=True)
@@ -105,7 +121,7 @@ def draw(
     def velocity(latents: np.ndarray, step: int) -> np.ndarray:
         seen.append(latents)
         inputs = {"latents": latents, "text_states": text_states, "step_table": step_tables[step]}
-        return graphs.denoiser(inputs)["velocity"]
+        return graphs.denoiser_at(step, schedule)(inputs)["velocity"]
 
     start = noise_tokens(seed, canvas)
     tokens = euler(velocity, start, schedule, lambda step, _: on_step(step))

@@ -44,23 +44,57 @@ class Artifact:
 
 
 @dataclass(frozen=True)
+class Interface:
+    """What one function of a file takes and returns."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One file of a graph: the package, its weights, and its functions by name."""
+
+    path: str
+    weight_bytes: int
+    functions: Mapping[str, Interface]
+
+    def __post_init__(self) -> None:
+        """The package lies inside the bundle."""
+        _check_inside(self.path)
+
+
+@dataclass(frozen=True)
 class ComponentEntry:
-    """One graph: its package, weight scheme, inputs and outputs, and where it should run."""
+    """One graph: weight scheme, inputs and outputs, where it should run, and its files.
+
+    A graph too large for one file is several chunks. To run a function, run it in each chunk that
+    has it, in order; every value is passed on by name.
+    """
 
     name: ComponentName
-    path: str
     scheme: str
     compute_unit: str
-    functions: tuple[str, ...]
-    weight_bytes: int
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     floors: Floors
+    chunks: tuple[Chunk, ...]
 
     def __post_init__(self) -> None:
-        """The package lies inside the bundle and its scheme is known."""
-        _check_inside(self.path)
+        """There is a file, and the scheme is known."""
         parse_scheme(self.scheme)
+        if not self.chunks:
+            raise ValueError(f"{self.name} has no chunk")
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all its files."""
+        return sum(chunk.weight_bytes for chunk in self.chunks)
+
+    @property
+    def functions(self) -> tuple[str, ...]:
+        """Names of its entry points."""
+        return tuple(dict.fromkeys(name for chunk in self.chunks for name in chunk.functions))
 
     @property
     def component(self) -> Component:
@@ -133,6 +167,7 @@ class Manifest:
     memory_plan: tuple[MemoryStep, ...]
     canvas: Canvas
     sigmas: tuple[float, ...]
+    low_steps: int
     tokenizer: TokenizerEntry
     image_floors: Floors
     parity: tuple[Parity, ...]

@@ -47,12 +47,20 @@ _FIXED: dict[str, object] = {
 
 @dataclass(frozen=True)
 class Schedule:
-    """Noise levels of a run: one before each step, then 0.0; 1.0 is pure noise."""
+    """Noise levels of a run: one before each step, then 0.0; 1.0 is pure noise.
+
+    The first `low_steps` run the denoiser at low resolution, where it has one.
+    """
 
     sigmas: tuple[float, ...]
+    low_steps: int = 0
 
     def __post_init__(self) -> None:
         """Refuse levels that do not fall from at most 1.0 all the way to 0.0."""
+        if not 0 <= self.low_steps < max(1, len(self.sigmas)):
+            raise InputError(
+                f"low_steps is {self.low_steps} of {len(self.sigmas) - 1} steps; give 0 to all"
+            )
         falling = all(here > below for here, below in pairwise(self.sigmas))
         if len(self.sigmas) < 2 or not falling or self.sigmas[0] > 1.0 or self.sigmas[-1] != 0.0:
             raise InputError(

@@ -103,7 +103,14 @@ class TargetRecipe:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One shippable combination, as parsed from recipes/<name>.toml."""
+    """One shippable combination, as parsed from recipes/<name>.toml.
+
+    proof: what the saved files are checked on: a whole picture, or, for networks that would take
+        many minutes to draw with, one step of every form of the denoiser.
+    side: pixels along each side of the picture, 0 for what the checkpoint says.
+    non_finite: what becomes of weights that are NaN or infinite: the export stops, or zeros.
+    loras: LoRA files, and the strength at which each is fused.
+    """
 
     schema: Literal["recipe/1"]
     family: str
@@ -111,6 +118,10 @@ class Recipe:
     steps: int
     calibration_prompts: tuple[str, ...]
     targets: Mapping[str, TargetRecipe]
+    proof: Literal["image", "steps"] = "image"
+    side: int = 0
+    non_finite: Literal["refuse", "zero"] = "refuse"
+    loras: Mapping[str, float] = field(default_factory=dict)
     name: str = ""
     overrides: Mapping[str, str] = field(default_factory=dict)
 
@@ -118,6 +129,8 @@ class Recipe:
         """Refuse step counts no schedule has."""
         if not 1 <= self.steps <= 100:
             raise ValueError(f"steps is {self.steps}; accepted: 1 to 100")
+        if self.side and not 64 <= self.side <= 4096:
+            raise ValueError(f"side is {self.side}; accepted: 64 to 4096 pixels")
         if not self.calibration_prompts:
             raise ValueError("calibration_prompts is empty; Static-LN averages over at least one")
 

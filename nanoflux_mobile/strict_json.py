@@ -101,7 +101,9 @@ def _value(hint: Any, data: object, where: str) -> Any:
         if not isinstance(data, Mapping):
             raise InputError(f"{where} must be a table, not {_show(data)}")
         named = {_scalar(str, key, where): item for key, item in data.items()}
-        return {key: _value(args[1], item, f"{where}.{key}") for key, item in named.items()}
+        return {
+            key: _value(args[1], item, f"{where}.{_cut(str(key))}") for key, item in named.items()
+        }
     if origin is typing.Literal:
         if data not in args:
             raise InputError(f"{where} is {_show(data)}; known: {', '.join(map(str, args))}")
@@ -142,5 +144,8 @@ def _is_text(data: Any) -> bool:
 
 
 def _show(data: object) -> str:
-    text = repr(data)
+    return _cut(repr(data))
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."

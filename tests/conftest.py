@@ -70,12 +70,13 @@ def micro_parts() -> FluxParts:
     import torch
 
     from nanoflux_mobile.distill.tiny_tokenizers import captions, train_clip, train_unigram
-    from nanoflux_mobile.families.nanoflux import FluxParts, PooledText
+    from nanoflux_mobile.families.nanoflux import FluxParts, Networks, PooledText
     from nanoflux_mobile.models.clip import ClipConfig, ClipText
     from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux
     from nanoflux_mobile.models.t5 import T5Config, T5Encoder
     from nanoflux_mobile.models.vae import Autoencoder, VaeConfig
     from nanoflux_mobile.tokenizer import clip_tokenizer
+    from nanoflux_mobile.weights import network
 
     texts = captions(seed=0, count=500)
     unigram = train_unigram(texts, 120)
@@ -90,11 +91,9 @@ def micro_parts() -> FluxParts:
         for weight in (weight for tower in towers for weight in tower.parameters()):
             weight.add_(0.2 * torch.randn_like(weight))
     return FluxParts(
-        denoiser=towers[0],
-        text_encoder=towers[1],
+        Networks(network(towers[0]), network(towers[1]), network(Autoencoder(vae))),
         tokenizer=unigram,
-        vae=Autoencoder(vae),
-        clip=PooledText(towers[2], clip_tokenizer(vocab, merges)),
+        clip=PooledText(network(towers[2]), clip_tokenizer(vocab, merges)),
         scheduler={"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 1.0},
         text_tokens=TEXT_TOKENS,
         side=SIDE,

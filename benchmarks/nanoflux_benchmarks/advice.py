@@ -62,10 +62,12 @@ def fewer_tokens(here: Setting) -> Setting:
 
 
 def fewer_steps(here: Setting) -> Setting | None:
-    """Half the steps."""
-    if here.plan.steps == 1:
+    """Half the steps, of which as large a share runs at low resolution."""
+    steps, low = here.plan.steps, here.plan.low_steps
+    if steps == 1:
         return None
-    plan = dataclasses.replace(here.plan, steps=here.plan.steps // 2)
+    fewer = steps // 2
+    plan = dataclasses.replace(here.plan, steps=fewer, low_steps=round(low * fewer / steps))
     return dataclasses.replace(here, plan=plan)
 
 

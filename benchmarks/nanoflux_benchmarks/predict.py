@@ -77,6 +77,7 @@ def plan_of(manifest: Manifest) -> Plan:
         units={name: UNITS[unit] for name, unit in units.items()},
         weight_bits={e.name: parse_scheme(e.scheme).bits for e in manifest.components},
         resident=tuple((step.component, step.peak_bytes) for step in manifest.memory_plan),
+        low_steps=manifest.low_steps,
     )
 
 
@@ -115,7 +116,8 @@ def _calls(here: Setting) -> tuple[Call, ...]:
     graphs: dict[tuple[str, str], list[BlockCost]] = {}
     for block in here.cost.blocks:
         graphs.setdefault((block.component, block.function), []).append(block)
-    runs = _runs(graphs, here.plan.steps)
+    runs = _runs(graphs, here.plan)
+    graphs = {graph: blocks for graph, blocks in graphs.items() if runs[graph]}
     # The cost does not say where work crosses: likely once for a picture, at worst in each step.
     once, often = min(graphs, key=runs.__getitem__), max(graphs, key=runs.__getitem__)
     places: Mapping[Guess, set[tuple[str, str]]] = {
@@ -134,13 +136,13 @@ def _calls(here: Setting) -> tuple[Call, ...]:
     )
 
 
-def _runs(graphs: Graphs, steps: int) -> dict[tuple[str, str], int]:
-    """How often each function runs for a picture; the noisy half of its steps may have its own."""
+def _runs(graphs: Graphs, plan: Plan) -> dict[tuple[str, str], int]:
+    """How often each function runs for a picture; the noisiest steps may have their own."""
     names = sorted(function for component, function in graphs if component == "denoiser")
     if names == ["step_full", "step_low"]:
-        often = {"step_full": steps - steps // 2, "step_low": steps // 2}
+        often = {"step_full": plan.steps - plan.low_steps, "step_low": plan.low_steps}
     elif len(names) == 1:
-        often = {names[0]: steps}
+        often = {names[0]: plan.steps}
     else:
         raise InputError(
             f"cost.json has {', '.join(names) or 'nothing'} of a denoiser; "

@@ -19,7 +19,8 @@ Limit = Literal["compute", "memory bandwidth", "dispatch", "crossings", "storage
 class Plan:
     """What a bundle does for a picture: units and weight bits by component, steps, load order.
 
-    `resident` are pairs of the component that works and the bytes of weights loaded meanwhile.
+    The first `low_steps` of its steps run at low resolution. `resident` are pairs of the component
+    that works and the bytes of weights loaded meanwhile.
     """
 
     target: str
@@ -27,6 +28,7 @@ class Plan:
     units: Mapping[str, UnitName]
     weight_bits: Mapping[str, int]
     resident: tuple[tuple[str, int], ...]
+    low_steps: int = 0
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nanoflux_export.graph import MobileGraph
-from nanoflux_export.mobile.denoiser import MobileDenoiser
+from nanoflux_export.families.nanoflux import denoiser_function
+from nanoflux_export.graph import MAIN, MobileGraph, one_segment
+from nanoflux_export.targets.litert import target
 from nanoflux_export.targets.litert.convert import convert
-from nanoflux_export.targets.litert.quantise import compress
-from nanoflux_export.targets.litert.run import load
+from nanoflux_export.torch_run import Whole
 from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux, Rope, rope_tables
 from nanoflux_mobile.sampler import image_ids, text_ids
 from nanoflux_mobile.spec import Component, TensorSpec, parse_scheme
+from nanoflux_mobile.weights import network
 
 OURS = "LiteRT int8 (ours)"
 OPSET = 20
@@ -93,6 +94,7 @@ class Case:
 
     shipped: MobileGraph
     linear: MobileGraph
+    module: LinearForm
     inputs: Inputs
     folder: Path
 
@@ -120,37 +122,35 @@ def make_case(scale: Scale, folder: Path) -> Case:
     component = Component("denoiser", tuple(specs.values()), (output,))
     draw = np.random.default_rng(0)
     inputs = {name: draw.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
-    return Case(
-        MobileGraph(component, MobileDenoiser(model, rope).eval()),
-        MobileGraph(component, LinearForm(model, rope).eval()),
-        inputs,
-        folder,
-    )
+    function = denoiser_function(network(model), side**2, scale.text, rope)
+    model.step_table = None  # an input here, and weights that nothing reads are refused
+    module = LinearForm(model, rope).eval()
+    shipped, linear = MobileGraph("denoiser", {MAIN: function}), one_segment(component, module)
+    return Case(shipped, linear, module, inputs, folder)
 
 
 def litert(graph: MobileGraph, scheme: str, folder: Path) -> Engine:
     """A form of the denoiser as our exporter saves it, with weights stored as `scheme`."""
-    form = type(graph.module).__name__
-    dense, path = folder / f"{form}.tflite", folder / f"{form}-{scheme}.tflite"
-    if not dense.exists():
-        convert(graph, dense)
+    function = graph.functions[MAIN]
+    path = folder / f"{function.segments[0].kind}-{scheme}.tflite"
     if scheme == "fp32":
-        path = dense
+        samples = {spec.name: torch.zeros(spec.shape) for spec in function.inputs}
+        convert(Whole(function).eval(), samples, ["velocity"], path)
     else:
-        compress(dense, parse_scheme(scheme), path)
-    run = load(path, graph.component)
+        target.write(graph, parse_scheme(scheme), path)
+    run = target.load(path, Component(graph.name, function.inputs, function.outputs))
     return lambda inputs: run(inputs)["velocity"]
 
 
 def eager(case: Case, dtype: torch.dtype) -> Engine:
     """PyTorch as it comes, in one type throughout."""
-    module = case.linear.module
+    module = case.module
     return _torch_engine(copy.deepcopy(module).to(dtype), dtype)
 
 
 def compiled(case: Case) -> Engine:
     """torch.compile with its defaults; the first call compiles."""
-    return _torch_engine(torch.compile(case.linear.module), torch.float32)
+    return _torch_engine(torch.compile(case.module), torch.float32)
 
 
 def _torch_engine(module: Callable[..., Tensor], dtype: torch.dtype) -> Engine:
@@ -183,7 +183,7 @@ def onnx(case: Case, int8: bool) -> Engine:
 
 def _export_onnx(case: Case, path: Path) -> None:
     torch.onnx.export(
-        spelled(case.linear.module),
+        spelled(case.module),
         case.example,
         path,
         input_names=list(case.inputs),
@@ -201,7 +201,7 @@ def executorch(case: Case, int8: bool) -> Engine:
     from executorch.runtime import Runtime
 
     _unsafe_reset_threadpool(torch.get_num_threads())  # its pool counts the cores by itself
-    program = torch.export.export(case.linear.module, case.example)
+    program = torch.export.export(case.module, case.example)
     if int8:
         program = torch.export.export(_quantised(program, case), case.example)
     lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])

@@ -5,34 +5,41 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
 from safetensors.numpy import save_file
 
 from nanoflux_export.bundle import GOLDEN, PICTURE, REQUEST, TABLES, artifacts, memory_plan
-from nanoflux_export.golden import Tensors, save_golden
+from nanoflux_export.golden import GOLDEN_SEED, Tensors, save_golden
 from nanoflux_export.graph import MobileGraph, Target
-from nanoflux_export.student import GOLDEN_SEED, Student
+from nanoflux_export.saving import SavedChunk
+from nanoflux_export.student import Student
 from nanoflux_mobile import __version__
 from nanoflux_mobile.drawing import to_uint8
 from nanoflux_mobile.manifest import (
     SCHEMA,
     Canvas,
+    Chunk,
     ComponentEntry,
+    Interface,
     Manifest,
     RecipeEntry,
 )
-from nanoflux_mobile.spec import ComponentRecipe, Recipe
+from nanoflux_mobile.spec import ComponentName, ComponentRecipe, Recipe
 from nanoflux_mobile.storage import write_file
 
 
 def fill(
-    folder: Path, student: Student, recipe: Recipe, files: Mapping[str, Path], golden: Tensors
+    folder: Path,
+    student: Student,
+    recipe: Recipe,
+    files: Mapping[ComponentName, Sequence[SavedChunk]],
+    golden: Tensors,
 ) -> None:
-    """Put every file but the manifest into `folder`; `files` maps components to packages."""
-    for source in files.values():
+    """Put every file but the manifest into `folder`."""
+    for source in (chunk.path for chunks in files.values() for chunk in chunks):
         final = folder / "components" / source.name
         final.parent.mkdir(exist_ok=True)
         if source.is_dir():
@@ -43,7 +50,8 @@ def fill(
     save_file({"step_tables": golden["step_tables"]}, folder / TABLES)
     (folder / GOLDEN).parent.mkdir()
     save_golden(golden, folder / GOLDEN)
-    Image.fromarray(to_uint8(golden["fp32.image"])).save(folder / PICTURE)
+    if "fp32.image" in golden:
+        Image.fromarray(to_uint8(golden["fp32.image"])).save(folder / PICTURE)
     request = {"prompt": recipe.calibration_prompts[0], "seed": GOLDEN_SEED}
     write_file(folder / REQUEST, json.dumps(request, indent=2) + "\n")
     sigmas = student.family.noise_levels(student.parts, recipe.steps).sigmas
@@ -51,30 +59,42 @@ def fill(
 
 
 def _entry(
-    folder: Path, graph: MobileGraph, target: Target, wanted: ComponentRecipe
+    graph: MobileGraph, chunks: Sequence[SavedChunk], target: Target, wanted: ComponentRecipe
 ) -> ComponentEntry:
-    component = graph.component
-    path = f"components/{component.name}{target.SUFFIX}"
-    package = folder / path
-    files = artifacts(package) if package.is_dir() else ()
+    whole = next(iter(graph.functions.values()))
     return ComponentEntry(
-        name=component.name,
-        path=path,
+        name=graph.name,
         scheme=wanted.scheme,
         compute_unit=target.COMPUTE_UNIT,
-        functions=("main",),
-        weight_bytes=sum(f.bytes for f in files) or package.stat().st_size,
-        inputs=component.inputs,
-        outputs=component.outputs,
+        inputs=whole.inputs,
+        outputs=whole.outputs,
         floors=wanted.floors,
+        chunks=tuple(map(_chunk, chunks)),
     )
 
 
-def describe(folder: Path, student: Student, recipe: Recipe, target: Target) -> Manifest:
+def _chunk(saved: SavedChunk) -> Chunk:
+    files = artifacts(saved.path) if saved.path.is_dir() else ()
+    functions = saved.graph.functions.items()
+    return Chunk(
+        path=f"components/{saved.path.name}",
+        weight_bytes=sum(file.bytes for file in files) or saved.path.stat().st_size,
+        functions={name: Interface(part.inputs, part.outputs) for name, part in functions},
+    )
+
+
+def describe(
+    folder: Path,
+    student: Student,
+    recipe: Recipe,
+    target: Target,
+    files: Mapping[ComponentName, Sequence[SavedChunk]],
+) -> Manifest:
     """The manifest of a filled folder, parity and lint still empty."""
     wanted, canvas = recipe.targets[target.NAME], student.parts.canvas
+    schedule = student.family.noise_levels(student.parts, recipe.steps)
     entries = tuple(
-        _entry(folder, graph, target, wanted.components[graph.component.name])
+        _entry(graph, files[graph.name], target, wanted.components[graph.name])
         for graph in student.graphs
     )
     return Manifest(
@@ -86,7 +106,8 @@ def describe(folder: Path, student: Student, recipe: Recipe, target: Target) -> 
         components=entries,
         memory_plan=memory_plan(entries),
         canvas=Canvas(**dataclasses.asdict(canvas), image_side=student.parts.side),
-        sigmas=student.family.noise_levels(student.parts, recipe.steps).sigmas,
+        sigmas=schedule.sigmas,
+        low_steps=schedule.low_steps,
         tokenizer=student.family.tokenizer_entry(student.parts, "tokenizer"),
         image_floors=wanted.image,
         parity=(),

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from safetensors.numpy import load_file
 
-from nanoflux_export.graph import Precision, Target
+from nanoflux_export.graph import MAIN, STEP_FULL, STEP_LOW, Precision, Runner, Target
 from nanoflux_mobile import plugins
 from nanoflux_mobile.cost import SCHEMA as COST_SCHEMA
 from nanoflux_mobile.cost import Cost
@@ -17,6 +18,7 @@ from nanoflux_mobile.drawing import Canvas, Graphs
 from nanoflux_mobile.errors import CheckFailed, InputError
 from nanoflux_mobile.manifest import Artifact, ComponentEntry, Manifest, MemoryStep, read_manifest
 from nanoflux_mobile.sampler import Schedule
+from nanoflux_mobile.spec import Component, ComponentName
 from nanoflux_mobile.storage import file_sha256
 from nanoflux_mobile.tokenizer import encode_prompt, load_tokenizer
 
@@ -34,7 +36,7 @@ class Bundle:
     @property
     def schedule(self) -> Schedule:
         """The noise levels it was made for."""
-        return Schedule(self.manifest.sigmas)
+        return Schedule(self.manifest.sigmas, self.manifest.low_steps)
 
     @property
     def canvas(self) -> Canvas:
@@ -58,9 +60,9 @@ def artifacts(folder: Path) -> tuple[Artifact, ...]:
     )
 
 
-def total_cost(target: Target, files: Mapping[str, Path]) -> Cost:
+def total_cost(target: Target, files: Mapping[ComponentName, Sequence[Path]]) -> Cost:
     """What the saved files of a bundle cost; `files` maps components to packages."""
-    costs = [target.cost(path, name) for name, path in files.items()]
+    costs = [target.cost(path, name) for name, paths in files.items() for path in paths]
     blocks = tuple(block for cost in costs for block in cost.blocks)
     return Cost(COST_SCHEMA, target.NAME, blocks, sum(cost.crossings for cost in costs))
 
@@ -91,13 +93,49 @@ def saved_graphs(bundle: Bundle, precision: Precision = "fp32") -> Graphs:
     """The bundle's own files, loaded into their runtime on this machine."""
     target = target_named(bundle.manifest.target)
     runners = {
-        entry.name: target.load(bundle.path / entry.path, entry.component, precision=precision)
+        (entry.name, function): loaded(bundle, target, entry, function, precision)
         for entry in bundle.manifest.components
+        for function in entry.functions
     }
-    try:
-        return Graphs(**runners)
-    except TypeError as wrong:
-        raise InputError(f"{bundle.path} lacks a graph this family needs: {wrong}") from wrong
+    return graphs_of(runners, str(bundle.path))
+
+
+def loaded(
+    bundle: Bundle, target: Target, entry: ComponentEntry, function: str, precision: Precision
+) -> Runner:
+    """One function of a component, through all chunks that have it."""
+    links = []
+    for chunk in entry.chunks:
+        if function in chunk.functions:
+            face = chunk.functions[function]
+            part = Component(entry.name, face.inputs, face.outputs)
+            path = bundle.path / chunk.path
+            links.append((part, target.load(path, part, function=function, precision=precision)))
+    return chained(links, entry.component)
+
+
+def chained(links: Sequence[tuple[Component, Runner]], whole: Component) -> Runner:
+    """Runners one after another as one; every value is handed on by name."""
+    if len(links) == 1:
+        return links[0][1]
+
+    def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        known = dict(inputs)
+        for part, runner in links:
+            known |= runner({spec.name: known[spec.name] for spec in part.inputs})
+        return {spec.name: known[spec.name] for spec in whole.outputs}
+
+    return run
+
+
+def graphs_of(runners: Mapping[tuple[ComponentName, str], Runner], where: str) -> Graphs:
+    """The functions of a bundle in their places; InputError names one that is lacking."""
+    low = runners.get(("denoiser", STEP_LOW))
+    places: dict[ComponentName, str] = dict.fromkeys(get_args(ComponentName), MAIN)
+    places["denoiser"] = STEP_FULL if low else MAIN
+    if lacking := sorted(name for name, f in places.items() if (name, f) not in runners):
+        raise InputError(f"{where} lacks the graph {lacking[0]}; export it again")
+    return Graphs(**{name: runners[name, f] for name, f in places.items()}, low_denoiser=low)
 
 
 def bundle_token_ids(bundle: Bundle, prompt: str) -> np.ndarray:

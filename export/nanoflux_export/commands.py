@@ -52,25 +52,32 @@ def made_plain(bundles: Iterable[Any], **more: str) -> dict[str, Any]:
 
 
 def list_all(as_json: AsJson = False) -> None:
-    """Families, recipes and targets.
+    """Families, variants, recipes and targets.
 
     Example: nanoflux list --json
     """
+    from nanoflux_export.inspecting import OVERVIEW_COLUMNS, overview, overview_row
     from nanoflux_export.recipe import load_recipe, shipped
-    from nanoflux_mobile import plugins
+    from nanoflux_mobile import plugins, variants
 
+    screen = console()
+    with screen.status("counting"):
+        sizes = {name: overview(name) for name in variants.names()}
     recipes = {name: load_recipe(name) for name in shipped()}
     families = plugins.names("nanoflux_mobile.families")
     targets = plugins.names("nanoflux_export.targets")
     if as_json:
-        _print_json({"families": families, "targets": targets, "recipes": recipes})
+        found = {"families": families, "variants": sizes, "targets": targets, "recipes": recipes}
+        _print_json(found)
         return
     rows = [
         (name, recipe.family, ", ".join(sorted(recipe.targets)), recipe.summary)
         for name, recipe in recipes.items()
     ]
-    screen = console()
     screen.print(f"families  {', '.join(families)}\ntargets   {', '.join(targets)}")
+    table = rows_table(OVERVIEW_COLUMNS, [overview_row(*entry) for entry in sizes.items()])
+    table.columns[0].no_wrap = True
+    screen.print(table)
     screen.print(rows_table(("recipe", "family", "targets", "what it is"), rows))
 
 
@@ -99,6 +106,10 @@ def export(
         list[str] | None,
         typer.Option("--set", help="One-off change of a recipe value: key.sub=value."),
     ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(help="Fuse this LoRA first: FILE, or FILE=STRENGTH; may be repeated."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """A checkpoint into one verified bundle per target; run again to resume.
@@ -106,9 +117,10 @@ def export(
     Example: nanoflux export my-flux --recipe tiny-small --out build
     """
     from nanoflux_export.pipeline import export as run_export
-    from nanoflux_export.recipe import load_recipe
+    from nanoflux_export.recipe import load_recipe, with_loras
 
-    wanted, screen = load_recipe(recipe, tuple(overrides or ())), console()
+    wanted = with_loras(load_recipe(recipe, tuple(overrides or ())), tuple(lora or ()))
+    screen = console()
     with screen.status("starting") as status:
         bundles = run_export(checkpoint, wanted, out, watched(screen, status))
     for bundle in bundles:
@@ -168,17 +180,19 @@ def generate(
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A checkpoint, bundle, .mlpackage or .tflite.")],
+    path: Annotated[
+        Path, typer.Argument(help="A checkpoint, bundle, .mlpackage, .tflite or variant's name.")
+    ],
     lint: Annotated[
         bool, typer.Option("--lint", help="Also what would leave the accelerator.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Sizes, ops, schemes, inputs and memory plan of a model file.
+    """Sizes, ops, schemes, inputs and memory plan of a model file; sizes of a variant by block.
 
     Example: nanoflux inspect build/tiny-small-litert --lint
     """
-    from nanoflux_export.inspecting import facts
+    from nanoflux_export.inspecting import SIZE_COLUMNS, facts, size_rows
     from nanoflux_export.inspecting import inspect as look
 
     found = look(path, lint)
@@ -186,6 +200,12 @@ def inspect(
         _print_json(found)
         return
     screen = console()
+    if sizes := found.variant:
+        title = f"{path}: {sizes.side} px, {sizes.text_tokens} text tokens, {sizes.steps} steps"
+        table = rows_table(SIZE_COLUMNS, size_rows(sizes), title)
+        table.columns[0].no_wrap = True
+        screen.print(table)
+        return
     screen.print(rows_table(("", found.kind), facts(found), title=str(path)))
     if lint:
         rows = [(f.component, f.rule, str(f.count), f.advice) for f in found.lint]

@@ -26,11 +26,22 @@ def console() -> Console:
 def watched(screen: Console, status: Status) -> Journal:
     """A journal that shows the running step and leaves one line for each finished one."""
 
+    running = ""
+
+    def began(name: str) -> None:
+        nonlocal running
+        running = name
+        status.update(name)
+
+    def part(done: int, of: int) -> None:
+        if of > 1:
+            status.update(f"{running}: {done} of {of}")
+
     def ended(step: Step) -> None:
         took = "reused" if step.reused else f"{step.seconds:5.1f} s"
         screen.print(f"[dim]{took:>8}[/dim]  {step.name}")
 
-    return Journal(lambda name: status.update(name), ended)
+    return Journal(began, ended, part)
 
 
 def parity_table(title: str, figures: Sequence[Parity]) -> Table:

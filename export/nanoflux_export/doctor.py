@@ -10,6 +10,8 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "": ("torch", "numpy", "safetensors", "tokenizers", "pillow", "typer", "rich"),
     "coreml": ("coremltools", "numba"),
     "litert": ("litert-torch", "litert-converter", "ai-edge-litert", "ai-edge-quantizer"),
+    "onnx": ("onnx", "onnxruntime"),
+    "tensorflow": ("tensorflow-cpu",),
     "teacher": ("diffusers", "transformers"),
     "train": ("sentencepiece",),
 }

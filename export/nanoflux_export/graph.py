@@ -2,34 +2,100 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
+import numpy as np
 from torch import nn
 
 from nanoflux_mobile.cost import Cost
 from nanoflux_mobile.drawing import Runner
 from nanoflux_mobile.manifest import Finding
-from nanoflux_mobile.spec import Component, Scheme
+from nanoflux_mobile.spec import Component, ComponentName, DType, Scheme, TensorSpec
 
-__all__ = ["Finding", "MobileGraph", "Precision", "Runner", "Summary", "Target", "TensorLine"]
+__all__ = [
+    "MAIN",
+    "STEP_FULL",
+    "STEP_LOW",
+    "Finding",
+    "Function",
+    "MobileGraph",
+    "Precision",
+    "Runner",
+    "Segment",
+    "Summary",
+    "Target",
+    "TensorLine",
+    "one_segment",
+]
 
 
 Precision = Literal["fp32", "fp16"]
+MAIN = "main"
+"""The only function of a graph that has one."""
+STEP_LOW, STEP_FULL = "step_low", "step_full"
+"""The functions of a denoiser that runs its first steps at low resolution."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of a graph with weights of its own.
+
+    `kind` names the stretch's form: segments of one kind differ in the values of their weights
+    alone, so a target converts one of them and stamps the others. `weights` names the values:
+    segments of two functions that give the same name share them. `build` makes the float32 module,
+    which takes `inputs` in order and returns `outputs` in order (a bare tensor when there is one);
+    nothing keeps it, so a graph of any size passes through the memory of one segment. `parameters`
+    counts the values of its weights.
+    """
+
+    kind: str
+    weights: str
+    build: Callable[[], nn.Module]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    parameters: int = 0
+
+
+@dataclass(frozen=True)
+class Function:
+    """One entry point: what the host passes and gets, and the segments between, in order.
+
+    `wires` holds the shape of every value that one segment makes and another takes.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    segments: tuple[Segment, ...]
+    wires: Mapping[str, tuple[int, ...]]
+
+    def shape(self, value: str) -> tuple[int, ...]:
+        """The shape of an input, an output or a wire."""
+        edges = {spec.name: spec.shape for spec in (*self.inputs, *self.outputs)}
+        return edges[value] if value in edges else self.wires[value]
 
 
 @dataclass(frozen=True)
 class MobileGraph:
-    """A component and the float32 module that computes it.
+    """A component, or a chunk of one, as functions over one set of weights.
 
-    The module takes `component.inputs` in order and returns `component.outputs` in order (a bare
-    tensor when there is one).
+    `forms` is where a target keeps what it converted of each kind: all chunks of a graph share it.
     """
 
-    component: Component
-    module: nn.Module
+    name: ComponentName
+    functions: Mapping[str, Function]
+    forms: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+
+
+def one_segment(component: Component, module: nn.Module) -> MobileGraph:
+    """A graph that is one module: it takes the component's inputs and returns its outputs."""
+    names = [tuple(spec.name for spec in side) for side in (component.inputs, component.outputs)]
+    count = sum(tensor.numel() for tensor in module.parameters())
+    segment = Segment(component.name, component.name, lambda: module, names[0], names[1], count)
+    function = Function(component.inputs, component.outputs, (segment,), {})
+    return MobileGraph(component.name, {MAIN: function})
 
 
 @dataclass(frozen=True)
@@ -68,14 +134,37 @@ class Target(Protocol):
     PRECISIONS: tuple[Precision, ...]
     """Arithmetic it can run a file in here: float32, and half as phones compute."""
 
-    def convert(self, graph: MobileGraph, out: Path) -> None:
-        """Write the graph, uncompressed, to `out`."""
+    MAX_BYTES: int
+    """Most weight bytes one file should hold; larger graphs are cut into chunks."""
+    WIRES: DType
+    """Type of the values that pass from chunk to chunk."""
 
-    def compress(self, source: Path, scheme: Scheme, out: Path) -> None:
-        """Write `source` with its weights stored as `scheme` to `out`."""
+    def write(
+        self,
+        graph: MobileGraph,
+        scheme: Scheme,
+        out: Path,
+        on_segment: Callable[[int, int], None] = lambda done, of: None,
+    ) -> None:
+        """Write the graph with its weights stored as `scheme` to `out`, whole or not at all.
 
-    def load(self, path: Path, component: Component, *, precision: Precision = "fp32") -> Runner:
-        """A saved file, ready to run on this machine in one of PRECISIONS."""
+        `on_segment` hears how many segments are done, and of how many.
+        """
+
+    def stored(self, path: Path) -> Callable[[str], np.ndarray]:
+        """A reader of the weights of a saved file, dense and float32, by `Segment.weights`, a
+        slash, and the parameter's name; KeyError for one that the file does not have.
+        """
+
+    def load(
+        self,
+        path: Path,
+        component: Component,
+        *,
+        function: str = MAIN,
+        precision: Precision = "fp32",
+    ) -> Runner:
+        """A function of a saved file, ready to run on this machine in one of PRECISIONS."""
 
     def lint(self, path: Path, component: str) -> tuple[Finding, ...]:
         """What would leave the accelerator or slow it down."""

@@ -2,8 +2,10 @@
 
     python -m nanoflux_export.host_app BUNDLE --images 10 --warmup 2 --seed 0 --run-id ID --out FILE
 
-It checks and loads a LiteRT bundle, replays its golden run, then draws. Core ML bundles are
-refused: what runs them here proves their numbers and says nothing of their speed.
+It checks and loads a LiteRT bundle, replays its golden run, then draws. A golden run of single
+steps has no picture to replay, so the report leaves its numerics open; `nanoflux verify` proves
+such a bundle. Core ML bundles are refused: what runs them here proves their numbers and says
+nothing of their speed.
 
 One thread is the default. Several threads wait for each other, so whatever else the machine does
 shows in every step; one repeats best, and leaves the same report on machines with more cores.
@@ -27,7 +29,15 @@ import numpy as np
 import torch
 
 from nanoflux_export import host_machine
-from nanoflux_export.bundle import GOLDEN, Bundle, open_bundle, step_tables, target_named
+from nanoflux_export.bundle import (
+    GOLDEN,
+    Bundle,
+    graphs_of,
+    loaded,
+    open_bundle,
+    step_tables,
+    target_named,
+)
 from nanoflux_export.golden import Request, Tensors, draw_request, load_golden
 from nanoflux_export.pictures import SEEDS
 from nanoflux_export.verify import golden_request
@@ -161,7 +171,7 @@ def measure(order: Order) -> LatencyReport:
     torch.set_num_threads(order.threads)
     graphs, load = _loaded(bundle)
     request, picture = _golden(bundle)
-    numerics = _replayed(graphs, request, picture)
+    numerics = None if picture is None else _replayed(graphs, request, picture)
     wanted = dataclasses.replace(request, seed=order.seed)
     images = tuple(
         _image(graphs, wanted, clocks, warmup=i < order.warmup)
@@ -206,25 +216,28 @@ def _draft(order: Order, bundle: Bundle) -> LatencyReport:
 
 def _placement(bundle: Bundle, entry: ComponentEntry) -> Placement:
     """All on the CPU. How many ops its fast kernels took the runtime does not tell."""
-    ops = target_named(TARGET).summarize(bundle.path / entry.path).ops
-    return Placement(entry.name, 0.0, 0.0, 1.0, None, sum(ops.values()), None)
+    target = target_named(TARGET)
+    files = [target.summarize(bundle.path / chunk.path) for chunk in entry.chunks]
+    ops = sum(sum(file.ops.values()) for file in files)
+    return Placement(entry.name, 0.0, 0.0, 1.0, None, ops, None)
 
 
 def _loaded(bundle: Bundle) -> tuple[Graphs, tuple[Load, ...]]:
     target = target_named(TARGET)
-    runners: dict[ComponentName, Runner] = {}
+    runners: dict[tuple[ComponentName, str], Runner] = {}
     loads: list[Load] = []
     for entry in bundle.manifest.components:
         for state in LOAD_STATES:
-            runners.pop(entry.name, None)  # two copies at once would count as memory
+            for function in entry.functions:
+                runners.pop((entry.name, function), None)  # two copies at once count as memory
             begun = time.perf_counter()
-            runners[entry.name] = target.load(bundle.path / entry.path, entry.component)
-            # The runtime plans and packs weights when it first runs, so ready means answered.
-            runners[entry.name](_zeros(entry.component))
+            for function in entry.functions:
+                run = loaded(bundle, target, entry, function, "fp32")
+                # The runtime plans and packs weights when it first runs, so ready means answered.
+                run(_zeros(entry.component))
+                runners[entry.name, function] = run
             loads.append(Load(entry.name, state, _ms_since(begun)))
-    if lacking := sorted(set(get_args(ComponentName)) - runners.keys()):
-        raise InputError(f"{bundle.path} lacks the graph {lacking[0]}; export it again")
-    return Graphs(**runners), tuple(loads)
+    return graphs_of(runners, str(bundle.path)), tuple(loads)
 
 
 def _zeros(component: Component) -> Tensors:
@@ -235,14 +248,14 @@ def _ms_since(begun: float) -> float:
     return 1e3 * (time.perf_counter() - begun)
 
 
-def _golden(bundle: Bundle) -> tuple[Request, np.ndarray]:
-    """The request of the golden run, and the picture that answers it."""
+def _golden(bundle: Bundle) -> tuple[Request, np.ndarray | None]:
+    """The request of the golden run, and the picture that answers it, if the run drew one."""
     golden, tables = load_golden(bundle.path / GOLDEN), step_tables(bundle)
     try:
         request = golden_request(bundle, golden)
-        return dataclasses.replace(request, step_tables=tables), golden["fp32.image"]
     except KeyError as missing:
         raise InputError(f"{bundle.path}: its golden run lacks {missing}") from missing
+    return dataclasses.replace(request, step_tables=tables), golden.get("fp32.image")
 
 
 def _replayed(graphs: Graphs, request: Request, picture: np.ndarray) -> Numerics:
@@ -255,9 +268,10 @@ def _replayed(graphs: Graphs, request: Request, picture: np.ndarray) -> Numerics
 def _image(graphs: Graphs, request: Request, clocks: Clocks, warmup: bool) -> Image:
     times: Mapping[str, list[float]] = {name: [] for name in get_args(ComponentName)}
     watched = {name: _timed(getattr(graphs, name), taken) for name, taken in times.items()}
+    low = graphs.low_denoiser and _timed(graphs.low_denoiser, times["denoiser"])
     uptime, wall = clocks.since()
     begun = time.perf_counter()
-    draw_request(Graphs(**watched), request).pixels()
+    draw_request(Graphs(**watched, low_denoiser=low), request).pixels()
     total = _ms_since(begun)
     (text,), (decoder,) = times["text_encoder"], times["decoder"]
     return Image(warmup, uptime, wall, total, text, tuple(times["denoiser"]), decoder, None)

@@ -6,23 +6,26 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
 from nanoflux_export import golden as golden_run
 from nanoflux_export.assemble import describe, fill
 from nanoflux_export.bundle import Bundle, target_named, total_cost
 from nanoflux_export.compression.rounding import rounded
-from nanoflux_export.golden import Tensors, torch_runner
-from nanoflux_export.graph import MobileGraph, Target
+from nanoflux_export.golden import Tensors
+from nanoflux_export.graph import Target
+from nanoflux_export.saving import check_disk, check_memory, save_graph, scheme_of
 from nanoflux_export.student import Student, check_recipe, golden_request, make_student
+from nanoflux_export.torch_run import torch_graphs
 from nanoflux_export.verify import verify
-from nanoflux_export.work import Journal, once
+from nanoflux_export.work import Journal
 from nanoflux_mobile import plugins
 from nanoflux_mobile.cost import FILE as COST
 from nanoflux_mobile.cost import cost_json
-from nanoflux_mobile.drawing import Graphs
 from nanoflux_mobile.errors import CheckFailed, InputError
 from nanoflux_mobile.manifest import FILE, Manifest, manifest_json
 from nanoflux_mobile.parity import Parity
-from nanoflux_mobile.spec import Recipe, parse_scheme
+from nanoflux_mobile.spec import ComponentName, Recipe
 from nanoflux_mobile.storage import staged_folder, write_file
 
 WORK = ".work"
@@ -41,8 +44,8 @@ def export(checkpoint: Path, recipe: Recipe, out: Path, journal: Journal) -> tup
     """Make and verify one bundle per target of the recipe, at OUT/<recipe>-<target>.
 
     Steps already done by an earlier run, finished or killed, are reused from OUT/.work.
-    InputError for a checkpoint or recipe that does not fit; CheckFailed if a saved file misses a
-    parity floor, in which case that bundle does not appear.
+    InputError for a checkpoint or recipe that does not fit, or too little disk or memory;
+    CheckFailed if a saved file misses a parity floor, in which case that bundle does not appear.
     """
     known = plugins.names("nanoflux_export.targets")
     if unknown := sorted(set(recipe.targets) - set(known)):
@@ -51,18 +54,18 @@ def export(checkpoint: Path, recipe: Recipe, out: Path, journal: Journal) -> tup
     with journal.step("load the checkpoint and make its student"):
         student = make_student(checkpoint, recipe)
     check_recipe(student, recipe)
-    return tuple(
-        export_target(student, recipe, target_named(name), out, journal)
-        for name in sorted(recipe.targets)
-    )
+    targets = [target_named(name) for name in sorted(recipe.targets)]
+    check_disk(student.graphs, targets, recipe, out)
+    check_memory(student.graphs)
+    return tuple(export_target(student, recipe, target, out, journal) for target in targets)
 
 
 def export_target(
     student: Student, recipe: Recipe, target: Target, out: Path, journal: Journal
 ) -> Exported:
     """One target's bundle; it appears only once its saved files have passed."""
-    files: dict[str, Path] = {
-        graph.component.name: saved_file(student, graph, target, recipe, out / WORK, journal)
+    files = {
+        graph.name: save_graph(student, graph, target, recipe, out / WORK, journal)
         for graph in student.graphs
     }
     with journal.step(f"{target.NAME}: golden run in PyTorch"):
@@ -70,52 +73,27 @@ def export_target(
     final = out / f"{recipe.name}-{target.NAME}"
     with staged_folder(final) as folder:
         fill(folder, student, recipe, files, golden)
-        write_file(folder / COST, cost_json(total_cost(target, files)))
-        manifest = judge(folder, describe(folder, student, recipe, target), journal)
+        paths = {name: [chunk.path for chunk in chunks] for name, chunks in files.items()}
+        write_file(folder / COST, cost_json(total_cost(target, paths)))
+        manifest = judge(folder, describe(folder, student, recipe, target, files), journal)
         write_file(folder / FILE, manifest_json(manifest))
     return Exported(final, manifest)
 
 
-def saved_file(
-    student: Student,
-    graph: MobileGraph,
-    target: Target,
-    recipe: Recipe,
-    work: Path,
-    journal: Journal,
-) -> Path:
-    """A component's package in the work folder, converted once and stored once per scheme."""
-    name = graph.component.name
-    scheme = parse_scheme(recipe.targets[target.NAME].components[name].scheme)
-    inputs = {"student": student.key, "tools": target.tools()}
-    package = f"{name}{target.SUFFIX}"
-    dense = once(
-        work,
-        f"{target.NAME}: convert {name}",
-        inputs,
-        lambda folder: target.convert(graph, folder / package),
-        journal,
-    )
-    stored = once(
-        work,
-        f"{target.NAME}: store {name} as {scheme}",
-        inputs,
-        lambda folder: target.compress(dense / package, scheme, folder / package),
-        journal,
-    )
-    return stored / package
-
-
 def record_golden(student: Student, recipe: Recipe, target: Target) -> Tensors:
     """The golden run by the student as trained, and by its mobile form on the shipped weights."""
-    runners = {}
-    for graph in student.graphs:
-        wanted = recipe.targets[target.NAME].components[graph.component.name]
-        scheme, half = parse_scheme(wanted.scheme), target.HALF_CONSTANTS
-        shipped = rounded(graph.module, scheme, half_constants=half)
-        runners[graph.component.name] = torch_runner(MobileGraph(graph.component, shipped))
-    as_trained = student.family.graphs(student.parts)
-    return golden_run.record(golden_request(student, recipe), as_trained, Graphs(**runners))
+    request = golden_request(student, recipe)
+    by_name = {graph.name: graph for graph in student.graphs}
+
+    def shipped(graph: ComponentName, module: nn.Module) -> nn.Module:
+        scheme = scheme_of(recipe, target, by_name[graph])
+        return rounded(module, scheme, half_constants=target.HALF_CONSTANTS)
+
+    if recipe.proof == "image":
+        as_trained = student.family.graphs(student.parts)
+        return golden_run.record_image(request, as_trained, torch_graphs(student.graphs, shipped))
+    lean = torch_graphs(student.graphs, lambda graph, module: module, keep=False)
+    return golden_run.record_steps(request, lean, torch_graphs(student.graphs, shipped, keep=False))
 
 
 def judge(folder: Path, manifest: Manifest, journal: Journal) -> Manifest:

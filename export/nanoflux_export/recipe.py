@@ -35,6 +35,27 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     return dataclasses.replace(recipe, name=Path(name).stem, overrides=pairs)
 
 
+def with_loras(recipe: Recipe, told: Sequence[str]) -> Recipe:
+    """The recipe with LoRAs given as FILE or FILE=STRENGTH; they land in its overrides.
+
+    InputError for a strength that is no number.
+    """
+    loras = dict(recipe.loras)
+    for text in told:
+        path, separator, strength = text.rpartition("=")
+        try:
+            loras[path if separator else text] = float(strength) if separator else 1.0
+        except ValueError as error:
+            raise InputError(
+                f"--lora {text!r}: {strength!r} is no number; give FILE=STRENGTH, such as "
+                "style.safetensors=0.8"
+            ) from error
+    if loras == recipe.loras:
+        return recipe
+    noted = {f"loras.{Path(path).name}": f"{strength:g}" for path, strength in loras.items()}
+    return dataclasses.replace(recipe, loras=loras, overrides={**recipe.overrides, **noted})
+
+
 def _override(data: dict[str, Any], override: str) -> None:
     """Set one value in place, read as TOML, else as a string."""
     keys, separator, text = override.partition("=")
@@ -44,7 +65,8 @@ def _override(data: dict[str, Any], override: str) -> None:
     *path, last = keys.split(".")
     for key in path:
         table = table.get(key) if isinstance(table, Mapping) else None
-    if not isinstance(table, dict) or last not in table:
+    optional = () if path else [field.name for field in dataclasses.fields(Recipe)]
+    if not isinstance(table, dict) or last not in (*table, *optional):
         raise InputError(f"--set {override!r}: the recipe has no value {keys!r}")
     try:
         table[last] = tomllib.loads(f"value = {text}")["value"]

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nanoflux_export.bundle import target_named
-from nanoflux_export.golden import Request
+from nanoflux_export.golden import GOLDEN_SEED, Request
 from nanoflux_export.graph import MobileGraph
 from nanoflux_mobile import plugins
 from nanoflux_mobile.checkpoint import open_checkpoint
 from nanoflux_mobile.errors import InputError
+from nanoflux_mobile.lora import fuse, read_lora
 from nanoflux_mobile.spec import Recipe, content_digest, parse_scheme
-
-GOLDEN_SEED = 0
+from nanoflux_mobile.storage import file_sha256
+from nanoflux_mobile.weights import Weights, with_zeros
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,10 @@ class Student:
 
 
 def make_student(checkpoint: Path, recipe: Recipe) -> Student:
-    """The student of a checkpoint under a recipe, and its mobile graphs."""
+    """The student of a checkpoint under a recipe, and its mobile graphs.
+
+    The recipe's LoRAs are fused first, so a Static-LN table is that of the changed model.
+    """
     opened = open_checkpoint(checkpoint)
     if opened.family != recipe.family:
         raise InputError(
@@ -40,16 +46,37 @@ def make_student(checkpoint: Path, recipe: Recipe) -> Student:
             f"but {checkpoint} is of {opened.family}"
         )
     family = plugins.load("nanoflux_mobile.families", opened.family)
-    student = family.make_student(family.load(opened), recipe.steps, recipe.calibration_prompts)
+    loras = {path: (read_lora(Path(path)), strength) for path, strength in recipe.loras.items()}
+    parts = family.load(opened)
+    if recipe.non_finite == "zero":
+        parts = with_every_weight(parts, with_zeros)
+    if loras:
+        parts = family.with_denoiser(parts, lambda weights: fuse(weights, list(loras.values())))
+    if recipe.side:
+        parts = dataclasses.replace(parts, side=recipe.side)
+    student = family.make_student(parts, recipe.steps, recipe.calibration_prompts)
     source = opened.digest()
-    key = content_digest([source, recipe.steps, list(recipe.calibration_prompts)])
+    fused = [[file_sha256(Path(path)), strength] for path, strength in recipe.loras.items()]
+    prompts = list(recipe.calibration_prompts)
+    settings = [recipe.steps, recipe.side, recipe.non_finite]
+    key = content_digest([source, settings, prompts, fused])
     graphs = plugins.load("nanoflux_export.families", opened.family).graphs(student)
     return Student(student, family, graphs, source, key)
 
 
+def with_every_weight(parts: Any, change: Callable[[Weights], Weights]) -> Any:
+    """The parts of any family, the weights of each of its networks passed through `change`."""
+    networks = {
+        field.name: dataclasses.replace(network, weights=change(network.weights))
+        for field in dataclasses.fields(parts.networks)
+        if (network := getattr(parts.networks, field.name)) is not None
+    }
+    return dataclasses.replace(parts, networks=dataclasses.replace(parts.networks, **networks))
+
+
 def check_recipe(student: Student, recipe: Recipe) -> None:
     """Refuse, before any work, a recipe that does not cover exactly the student's graphs."""
-    names = [graph.component.name for graph in student.graphs]
+    names = [graph.name for graph in student.graphs]
     for target_name, wanted in recipe.targets.items():
         where = f"recipe {recipe.name}, targets.{target_name}"
         accepted = target_named(target_name).SCHEMES

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from nanoflux_export.bundle import GOLDEN, Bundle, saved_graphs, target_named
 from nanoflux_export.golden import (
+    GOLDEN_SEED,
     REFERENCES,
     Request,
     Tensors,
@@ -19,11 +21,10 @@ from nanoflux_export.golden import (
     load_golden,
     probes,
 )
-from nanoflux_export.student import GOLDEN_SEED
 from nanoflux_export.work import Journal
 from nanoflux_mobile.drawing import Graphs
 from nanoflux_mobile.errors import InputError
-from nanoflux_mobile.manifest import Finding
+from nanoflux_mobile.manifest import Finding, Manifest
 from nanoflux_mobile.parity import Parity, psnr_db
 from nanoflux_mobile.spec import Floors
 
@@ -65,10 +66,12 @@ def measure(
 ) -> tuple[Parity, ...]:
     """Parity of loaded graphs with the golden run, component by component, then of the image."""
     figures: list[Parity] = []
-    for name, inputs in probes(golden, request.schedule.steps).items():
+    for name in probes(golden):
         with journal.step(f"run {name}"):
-            outputs = answers(name, graphs, inputs)
+            outputs = answers(name, graphs, golden, request.schedule)
         figures += component_parity(name, outputs, golden, floors[name])
+    if "fp32.image" not in golden:
+        return tuple(figures)
     with journal.step("draw the golden image"):
         drawn = draw_request(graphs, request).image
     figures += [
@@ -84,19 +87,26 @@ def in_half(figures: tuple[Parity, ...]) -> tuple[Parity, ...]:
     return tuple(dataclasses.replace(figure, reference="half") for figure in kept)
 
 
-def lint(bundle_path: Path, files: Mapping[str, str], target_name: str) -> tuple[Finding, ...]:
-    """Lint findings of every package; `files` maps component names to paths in the bundle."""
-    target = target_named(target_name)
-    return tuple(
-        finding for name, file in files.items() for finding in target.lint(bundle_path / file, name)
-    )
+def lint(bundle_path: Path, manifest: Manifest) -> tuple[Finding, ...]:
+    """Lint findings of every file; those that several chunks of a graph share are counted up."""
+    target = target_named(manifest.target)
+    counts: Counter[tuple[str, str, str]] = Counter()
+    for entry in manifest.components:
+        for chunk in entry.chunks:
+            for finding in target.lint(bundle_path / chunk.path, entry.name):
+                counts[finding.component, finding.rule, finding.advice] += finding.count
+    return tuple(Finding(name, rule, n, advice) for (name, rule, advice), n in counts.items())
 
 
 def golden_request(bundle: Bundle, golden: Tensors) -> Request:
-    """The request the golden run of a bundle answered."""
-    return Request(
-        golden["token_ids"], golden["step_tables"], bundle.schedule, bundle.canvas, GOLDEN_SEED
-    )
+    """The request the golden run of a bundle answered; InputError for another step count."""
+    tables, schedule = golden["step_tables"], bundle.schedule
+    if len(tables) != schedule.steps:
+        raise InputError(
+            f"{bundle.path}: its golden run has {len(tables)} steps and the schedule has "
+            f"{schedule.steps}; export the bundle again"
+        )
+    return Request(golden["token_ids"], tables, schedule, bundle.canvas, GOLDEN_SEED)
 
 
 def verify(bundle: Bundle, journal: Journal) -> Verification:
@@ -119,7 +129,6 @@ def verify(bundle: Bundle, journal: Journal) -> Verification:
     except KeyError as missing:
         raise InputError(f"{bundle.path}: its golden run lacks {missing}") from missing
     with journal.step("lint"):
-        files: dict[str, str] = {entry.name: entry.path for entry in manifest.components}
-        findings = lint(bundle.path, files, manifest.target)
+        findings = lint(bundle.path, manifest)
     order = [*floors, "image"]
     return Verification(tuple(sorted(parity, key=lambda p: order.index(p.component))), findings)

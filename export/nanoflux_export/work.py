@@ -29,10 +29,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Journal:
-    """What a run has done so far, and who wants to hear of it as it happens."""
+    """What a run has done so far, and who wants to hear of it as it happens.
+
+    `part` hears how much of the running step is done, and of how much.
+    """
 
     began: Callable[[str], None] = lambda name: None
     ended: Callable[[Step], None] = lambda step: None
+    part: Callable[[int, int], None] = lambda done, of: None
     steps: list[Step] = field(default_factory=list)
 
     @contextmanager

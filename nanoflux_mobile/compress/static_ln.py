@@ -20,6 +20,7 @@ from nanoflux_mobile.models.nanoflux import NanoFlux
 def step_rows(model: NanoFlux, sigmas: Sequence[float], pooled_BP: Tensor) -> Tensor:
     """AdaLN's rows at each noise level, averaged over prompts: (steps, N, D).
 
+    Every step has all rows: those of the token resamplers, too, where only low steps read them.
     `pooled_BP` holds the pooled text of the prompts; guidance-distilled models run at 3.5, the
     value FLUX.1-dev was released with.
     """

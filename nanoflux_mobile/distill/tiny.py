@@ -27,9 +27,10 @@ from nanoflux_mobile.distill.tiny_tokenizers import write_tokenizers
 from nanoflux_mobile.distill.tiny_vae import TINY_VAE, train_vae
 from nanoflux_mobile.distill.trainer import TrainConfig
 from nanoflux_mobile.errors import InputError
-from nanoflux_mobile.families.nanoflux import FluxParts, PooledText, load, save
+from nanoflux_mobile.families.nanoflux import FluxParts, Networks, PooledText, load, save
 from nanoflux_mobile.models.vae import Autoencoder
 from nanoflux_mobile.tokenizer import load_tokenizer
+from nanoflux_mobile.weights import network
 
 M = TypeVar("M", bound=nn.Module)
 SEED = 0
@@ -88,12 +89,11 @@ def frozen_parts(out: Path, words: Words) -> Frozen:
 
 def write_checkpoint(out: Path, frozen: Frozen, words: Words) -> Path:
     """The trained teacher and its encoders as a diffusers FLUX folder in float16."""
+    pupil = averaged(new_pupil(SEED), out / "teacher")
     parts = FluxParts(
-        denoiser=averaged(new_pupil(SEED), out / "teacher").denoiser,
-        text_encoder=frozen.t5,
+        Networks(network(pupil.denoiser), network(frozen.t5), network(frozen.vae)),
         tokenizer=words.unigram,
-        vae=frozen.vae,
-        clip=PooledText(frozen.clip, words.bytepair),
+        clip=PooledText(network(frozen.clip), words.bytepair),
         scheduler={"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 1.0},
         text_tokens=TEXT_TOKENS,
         side=CANVAS,

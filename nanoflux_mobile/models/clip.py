@@ -1,8 +1,10 @@
-"""The CLIP text tower, of which FLUX uses only the pooled state.
+"""The CLIP text tower, of any size: FLUX reads its pooled state, SnapGen and SD3 its tokens too.
 
-Module names are those of transformers' CLIPTextModel, so its checkpoints load without a key map.
+Module names are those of transformers' CLIPTextModelWithProjection, so its checkpoints load without
+a key map (CLIP-L and CLIP-G, the bigG tower of OpenCLIP). CLIPTextModel is the same without
+`text_projection`.
 
-Shapes: B batch, S tokens, D model width, H heads, K head width.
+Shapes: B batch, S tokens, D model width, P width of the pooled state, H heads, K head width.
 """
 
 from __future__ import annotations
@@ -16,7 +18,11 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """Sizes of a CLIP text tower, by the names of transformers' config.json."""
+    """Sizes of a CLIP text tower, by the names of transformers' config.json.
+
+    `projection_width` is ours, 0 for none: transformers' `projection_dim` stands in every config,
+    also in those of towers without a projection.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -27,9 +33,17 @@ class ClipConfig:
     layer_norm_eps: float
     hidden_act: str
     eos_token_id: int
+    projection_width: int = 0
+
+    @property
+    def pooled_width(self) -> int:
+        """Channels of the pooled state."""
+        return self.projection_width or self.hidden_size
 
     def __post_init__(self) -> None:
-        """Refuse an activation this tower does not have, and heads of unequal width."""
+        """Refuse what this tower does not have: other activations, heads of unequal width."""
+        if self.projection_width < 0:
+            raise ValueError(f"projection_width {self.projection_width} is below 0, which is none")
         if self.hidden_act not in ("quick_gelu", "gelu"):
             raise ValueError(f"hidden_act {self.hidden_act!r} is not one of quick_gelu, gelu")
         heads = self.num_attention_heads
@@ -122,21 +136,37 @@ class TextTransformer(nn.Module):
 
 
 class ClipText(nn.Module):
-    """Token ids to the pooled state: the last norm's output at the end-of-text token."""
+    """Token ids to text states, per token and pooled."""
 
     def __init__(self, cfg: ClipConfig) -> None:
         super().__init__()
         self.cfg = cfg
         self.text_model = TextTransformer(cfg)
+        width = cfg.projection_width
+        self.text_projection = nn.Linear(cfg.hidden_size, width, bias=False) if width else None
+
+    def states(self, ids_BS: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, S) ids -> token states (B, S, D) and the pooled state (B, P).
+
+        Token states are what the layer before the last gives out, not normed: `hidden_states[-2]`
+        of transformers. The pooled state is the last norm's output at the first end-of-text token,
+        projected where the tower has a projection.
+        """
+        *lower, last = self.text_model.encoder.layers
+        x_BSD = self.text_model.embeddings(ids_BS)
+        for layer in lower:
+            x_BSD = layer(x_BSD)
+        y_BSD = self.text_model.final_layer_norm(last(x_BSD))
+        y_BD = y_BSD[torch.arange(len(ids_BS)), self._ends(ids_BS)]
+        return x_BSD, y_BD if self.text_projection is None else self.text_projection(y_BD)
 
     def forward(self, ids_BS: Tensor) -> Tensor:
-        """(B, S) ids -> (B, D)."""
-        x_BSD = self.text_model.embeddings(ids_BS)
-        for layer in self.text_model.encoder.layers:
-            x_BSD = layer(x_BSD)
-        x_BSD = self.text_model.final_layer_norm(x_BSD)
+        """(B, S) ids -> the pooled state alone, (B, P)."""
+        return self.states(ids_BS)[1]
+
+    def _ends(self, ids_BS: Tensor) -> Tensor:
         # Checkpoints saved before transformers 4.30 carry eos_token_id 2, which their vocabulary
         # does not use as the end of text; there it is the highest id.
-        legacy = self.cfg.eos_token_id == 2
-        ends = ids_BS.argmax(1) if legacy else (ids_BS == self.cfg.eos_token_id).int().argmax(1)
-        return x_BSD[torch.arange(len(ids_BS)), ends]
+        if self.cfg.eos_token_id == 2:
+            return ids_BS.argmax(1)
+        return (ids_BS == self.cfg.eos_token_id).int().argmax(1)

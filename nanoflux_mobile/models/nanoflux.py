@@ -5,6 +5,14 @@ map. Every shift, scale and gate of the network is one row of a modulation matri
 the rows from time and pooled text, Static-LN (NanoFLUX, section on AdaLN removal) looks them up by
 step. The trunk sees only rows, so the two forms share it.
 
+Progressive Token Downsampling (NanoFLUX again) runs some single blocks of the noisy steps on a grid
+of half the side. One set of weights has two ways through it: a low step is one that is given RoPE
+tables of the small grid, and a full step never touches the resamplers.
+
+The modulation matrix, top to bottom: 12 rows per double block, 3 per single block; where tokens are
+downsampled, 2 for the downsampler and 2 + 2 for the upsampler, in the order they run; the last
+norm's 2. Full and low steps read one matrix.
+
 Shapes: B batch, S image tokens, T text tokens, L = T + S, C token channels, D width, H heads,
 K head width, J text width, P pooled width, N modulation rows.
 """
@@ -12,11 +20,15 @@ K head width, J text width, P pooled width, N modulation rows.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from nanoflux_mobile.models._blocks import Rows, layer_norm
+from nanoflux_mobile.models.token_resampling import Downsampler, Grid, Upsampler, square_grid
 
 Rope = tuple[Tensor, Tensor]
 """Cosine and sine of every position and frequency, each (L, K/2)."""
@@ -26,7 +38,10 @@ Rope = tuple[Tensor, Tensor]
 class FluxConfig:
     """Sizes of a FLUX transformer, by the names of diffusers' transformer/config.json.
 
-    `static_steps` is ours: 0 means AdaLN, n means a Static-LN table of n scheduled steps.
+    The last three are ours. `static_steps`: 0 means AdaLN, n means a Static-LN table of n scheduled
+    steps. `low_resolution_blocks`: the single blocks [start, stop) that low steps run at half the
+    side, (0, 0) for none. `low_resolution_share`: how much of the sampling runs so, from its noisy
+    end.
     """
 
     in_channels: int
@@ -39,9 +54,11 @@ class FluxConfig:
     guidance_embeds: bool
     axes_dims_rope: tuple[int, ...]
     static_steps: int = 0
+    low_resolution_blocks: tuple[int, int] = (0, 0)
+    low_resolution_share: float = 0.5
 
     def __post_init__(self) -> None:
-        """Refuse a RoPE split that does not fill a head with whole pairs."""
+        """Refuse a RoPE split that leaves a head unfilled, and low blocks that do not exist."""
         if sum(self.axes_dims_rope) != self.attention_head_dim:
             raise ValueError(
                 f"axes_dims_rope {self.axes_dims_rope} sums to {sum(self.axes_dims_rope)}, "
@@ -49,6 +66,14 @@ class FluxConfig:
             )
         if any(n % 2 for n in self.axes_dims_rope):
             raise ValueError(f"axes_dims_rope {self.axes_dims_rope} must be even on every axis")
+        start, stop = self.low_resolution_blocks
+        if (start, stop) != (0, 0) and not 0 <= start < stop <= self.num_single_layers:
+            raise ValueError(
+                f"low_resolution_blocks {start, stop} is no range of the "
+                f"{self.num_single_layers} single blocks; give (0, 0) for none"
+            )
+        if not 0 <= self.low_resolution_share <= 1:
+            raise ValueError(f"low_resolution_share is {self.low_resolution_share}, not 0 to 1")
 
     @property
     def width(self) -> int:
@@ -57,8 +82,20 @@ class FluxConfig:
 
     @property
     def modulation_rows(self) -> int:
-        """N: six rows per stream of a double block, three per single block, two at the end."""
-        return 12 * self.num_layers + 3 * self.num_single_layers + 2
+        """N, as the top of this file counts them."""
+        resamplers = 6 if self.downsamples else 0
+        return 12 * self.num_layers + 3 * self.num_single_layers + resamplers + 2
+
+    @property
+    def downsamples(self) -> bool:
+        """Whether there are low steps at all."""
+        return self.low_resolution_blocks != (0, 0)
+
+    def low_steps(self, steps: int) -> int:
+        """How many of `steps`, from the noisy end, run low: those that begin within the share."""
+        if not self.downsamples:
+            return 0
+        return sum(step / steps < self.low_resolution_share for step in range(steps))
 
 
 def rope_tables(ids_LA: Tensor, axes: tuple[int, ...], theta: float = 10_000.0) -> Rope:
@@ -84,11 +121,6 @@ def sinusoid(t_B: Tensor, channels: int = 256) -> Tensor:
     frequency = torch.exp(-math.log(10_000) * torch.arange(half, device=t_B.device) / half)
     angle = 1000.0 * t_B.float()[:, None] * frequency
     return torch.cat((angle.cos(), angle.sin()), 1)
-
-
-def layer_norm(x_BLD: Tensor) -> Tensor:
-    """Layer norm without weights."""
-    return F.layer_norm(x_BLD, x_BLD.shape[-1:], eps=1e-6)
 
 
 def modulate(x_BLD: Tensor, shift_BD: Tensor, scale_BD: Tensor) -> Tensor:
@@ -123,19 +155,6 @@ class Conditioning(nn.Module):
         """(B,) times in [0, 1] and (B, P) -> (B, D)."""
         c_BD = self.timestep_embedder(sinusoid(t_B)) + self.text_embedder(pooled_BP)
         return c_BD if guidance_B is None else c_BD + self.guidance_embedder(sinusoid(guidance_B))
-
-
-class Rows(nn.Module):
-    """The AdaLN projection of one norm: a conditioning vector to its modulation rows."""
-
-    def __init__(self, width: int, rows: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(width, rows * width)
-        self.rows = rows
-
-    def forward(self, c_BD: Tensor) -> Tensor:
-        """(B, D) -> (B, rows, D)."""
-        return self.linear(F.silu(c_BD)).unflatten(1, (self.rows, -1))
 
 
 class Attention(nn.Module):
@@ -274,6 +293,9 @@ class NanoFlux(nn.Module):
         self.single_transformer_blocks = nn.ModuleList(
             SingleBlock(cfg) for _ in range(cfg.num_single_layers)
         )
+        if cfg.downsamples:
+            self.downsampler = Downsampler(cfg.width, adaln=not cfg.static_steps)
+            self.upsampler = Upsampler(cfg.width, adaln=not cfg.static_steps)
         self.proj_out = nn.Linear(cfg.width, cfg.in_channels)
         if cfg.static_steps:
             shape = (cfg.static_steps, cfg.modulation_rows, cfg.width)
@@ -287,21 +309,72 @@ class NanoFlux(nn.Module):
     ) -> Tensor:
         """AdaLN: all rows for times in [0, 1] (1 is noise) and pooled text, (B, N, D)."""
         c_BD = self.time_text_embed(t_B, pooled_BP, guidance_B)
-        blocks = [*self.transformer_blocks, *self.single_transformer_blocks]
+        modulated = [*self.transformer_blocks, *self.single_transformer_blocks]
+        if self.cfg.downsamples:
+            modulated += [self.downsampler, self.upsampler]
         # The last norm stores scale before shift, unlike every other.
         last = self.norm_out(c_BD).flip(1)
-        return torch.cat([*(block.rows(c_BD) for block in blocks), last], 1)
+        return torch.cat([*(part.rows(c_BD) for part in modulated), last], 1)
 
-    def forward(self, x_BSC: Tensor, text_BTJ: Tensor, rows_BND: Tensor, rope: Rope) -> Tensor:
-        """Packed latents, text states and this step's rows -> velocity (B, S, C)."""
-        cfg = self.cfg
-        counts = [12] * cfg.num_layers + [3] * cfg.num_single_layers + [2]
-        *rows, (last) = rows_BND.split(counts, 1)
+    def forward(
+        self,
+        x_BSC: Tensor,
+        text_BTJ: Tensor,
+        rows_BND: Tensor,
+        rope: Rope,
+        low_rope: Rope | None = None,
+        grid: Grid | None = None,
+    ) -> Tensor:
+        """Packed latents, text states and this step's rows -> velocity (B, S, C).
+
+        Args:
+            x_BSC: the latents' tokens, row by row.
+            text_BTJ: the text encoder's states.
+            rows_BND: of `modulations`, or one step of the step table.
+            rope: tables of all tokens, text first.
+            low_rope: tables of `low_ids`; given, this is a low step.
+            grid: rows and columns of the tokens, a square by default; only low steps look at it.
+
+        Raises:
+            ValueError: a low step of a network without low blocks, or a grid of odd sides.
+        """
+        cfg, doubles = self.cfg, self.cfg.num_layers
+        resampled = [2, 4] if cfg.downsamples else []
+        counts = [12] * doubles + [3] * cfg.num_single_layers + resampled + [2]
+        rows = rows_BND.split(counts, 1)
         x_BSD, y_BTD = self.x_embedder(x_BSC), self.context_embedder(text_BTJ)
-        for block, m in zip(self.transformer_blocks, rows, strict=False):
+        for block, m in zip(self.transformer_blocks, rows[:doubles], strict=True):
             x_BSD, y_BTD = block(x_BSD, y_BTD, m, rope)
         h_BLD = torch.cat((y_BTD, x_BSD), 1)
-        for block, m in zip(self.single_transformer_blocks, rows[cfg.num_layers :], strict=True):
-            h_BLD = block(h_BLD, m, rope)
-        shift, scale = last.unbind(1)
+        if low_rope is None:
+            h_BLD = self._singles(h_BLD, rows, rope, 0, cfg.num_single_layers)
+        else:
+            grid = grid or square_grid(x_BSC.shape[1])
+            h_BLD = self._low_singles(h_BLD, rows, (rope, low_rope), grid)
+        shift, scale = rows[-1].unbind(1)
         return self.proj_out(modulate(h_BLD[:, y_BTD.shape[1] :], shift, scale))
+
+    def _singles(
+        self, h_BLD: Tensor, rows: Sequence[Tensor], rope: Rope, start: int, stop: int
+    ) -> Tensor:
+        """Through the single blocks [start, stop)."""
+        for i in range(start, stop):
+            block = self.single_transformer_blocks[i]
+            h_BLD = block(h_BLD, rows[self.cfg.num_layers + i], rope)
+        return h_BLD
+
+    def _low_singles(
+        self, h_BLD: Tensor, rows: Sequence[Tensor], ropes: tuple[Rope, Rope], grid: Grid
+    ) -> Tensor:
+        """Through all single blocks, the low ones with a quarter of the image tokens."""
+        if not self.cfg.downsamples:
+            raise ValueError("low_rope is given, but low_resolution_blocks is (0, 0)")
+        start, stop = self.cfg.low_resolution_blocks
+        text = h_BLD.shape[1] - grid[0] * grid[1]
+        h_BLD = self._singles(h_BLD, rows, ropes[0], 0, start)
+        image = self.downsampler(h_BLD[:, text:], rows[-3], grid)
+        h_BLD = torch.cat((h_BLD[:, :text], image), 1)
+        h_BLD = self._singles(h_BLD, rows, ropes[1], start, stop)
+        image = self.upsampler(h_BLD[:, text:], rows[-2], grid)
+        h_BLD = torch.cat((h_BLD[:, :text], image), 1)
+        return self._singles(h_BLD, rows, ropes[0], stop, self.cfg.num_single_layers)

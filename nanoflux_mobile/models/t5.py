@@ -1,8 +1,12 @@
-"""The T5 encoder, v1.0 (ReLU) and v1.1 (gated GELU), any size.
+"""The T5 encoder, v1.0 (ReLU) and v1.1 (gated GELU), any size, alone or with a projection after it.
 
-Module names are those of transformers' T5EncoderModel, so its checkpoints load without a key map.
+Module names are those of transformers' T5EncoderModel, so its checkpoints load without a key map;
+`projection` is ours. It lets a small encoder speak to a denoiser that was taught by a wide one:
+NanoFLUX's student is T5-Large and two linears up to the 4096 channels of T5-XXL. Neither the width
+between them nor their activation is published; here both widths are equal and the activation is the
+tanh form of GELU, as in v1.1.
 
-Shapes: B batch, S tokens, D model width, H heads, K head width.
+Shapes: B batch, S tokens, D model width, P width of the states given out, H heads, K head width.
 """
 
 from __future__ import annotations
@@ -18,7 +22,10 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class T5Config:
-    """Sizes of a T5 encoder, by the names of transformers' config.json."""
+    """Sizes of a T5 encoder, by the names of transformers' config.json.
+
+    `projection_width` is ours: the channels that the linears after the encoder give, 0 for none.
+    """
 
     vocab_size: int
     d_model: int
@@ -30,9 +37,17 @@ class T5Config:
     relative_attention_max_distance: int
     layer_norm_epsilon: float
     feed_forward_proj: str
+    projection_width: int = 0
+
+    @property
+    def states_width(self) -> int:
+        """Channels of the states that a denoiser reads."""
+        return self.projection_width or self.d_model
 
     def __post_init__(self) -> None:
-        """Refuse an activation this encoder does not have."""
+        """Refuse an activation this encoder does not have, and a width below zero."""
+        if self.projection_width < 0:
+            raise ValueError(f"projection_width {self.projection_width} is below 0, which is none")
         if self.feed_forward_proj not in ("relu", "gated-gelu"):
             raise ValueError(
                 f"feed_forward_proj {self.feed_forward_proj!r} is not one of relu, gated-gelu"
@@ -62,6 +77,14 @@ def relative_buckets(length: int, buckets: int, max_distance: int) -> Tensor:
     ratio = torch.log(near.clamp(min=1).float() / exact) / math.log(max_distance / exact)
     far = (exact + (ratio * (half - exact)).long()).clamp(max=half - 1)
     return (distance > 0).long() * half + torch.where(near < exact, near, far)
+
+
+def position_bias(cfg: T5Config, table_NH: Tensor, length: int) -> Tensor:
+    """The attention bias every layer shares, (H, S, S), from the first layer's table of buckets."""
+    buckets = relative_buckets(
+        length, cfg.relative_attention_num_buckets, cfg.relative_attention_max_distance
+    )
+    return table_NH[buckets.to(table_NH.device)].permute(2, 0, 1)
 
 
 class SelfAttention(nn.Module):
@@ -165,6 +188,20 @@ class Stack(nn.Module):
         self.final_layer_norm = RMSNorm(cfg.d_model, cfg.layer_norm_epsilon)
 
 
+class Projection(nn.Module):
+    """Two linears around a GELU, from the encoder's width to the denoiser's."""
+
+    def __init__(self, cfg: T5Config) -> None:
+        super().__init__()
+        width = cfg.projection_width
+        self.fc1 = nn.Linear(cfg.d_model, width)
+        self.fc2 = nn.Linear(width, width)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        """(B, S, D) -> (B, S, P)."""
+        return self.fc2(F.gelu(self.fc1(x_BSD), approximate="tanh"))
+
+
 class T5Encoder(nn.Module):
     """Token ids to text states; no attention mask, as FLUX runs it, so padding is attended to."""
 
@@ -173,21 +210,19 @@ class T5Encoder(nn.Module):
         self.cfg = cfg
         self.shared = nn.Embedding(cfg.vocab_size, cfg.d_model)
         self.encoder = Stack(cfg)
+        self.projection = Projection(cfg) if cfg.projection_width else None
 
     def position_bias(self, length: int) -> Tensor:
         """The attention bias every layer shares, (H, S, S)."""
-        cfg = self.cfg
         first: Any = self.encoder.block[0]
         table: Tensor = first.layer[0].SelfAttention.relative_attention_bias.weight
-        buckets = relative_buckets(
-            length, cfg.relative_attention_num_buckets, cfg.relative_attention_max_distance
-        )
-        return table[buckets.to(table.device)].permute(2, 0, 1)
+        return position_bias(self.cfg, table, length)
 
     def forward(self, ids_BS: Tensor) -> Tensor:
-        """(B, S) ids below vocab_size -> (B, S, D) states."""
+        """(B, S) ids below vocab_size -> (B, S, P) states; P is D where nothing projects."""
         x_BSD = self.shared(ids_BS)
         bias_HSS = self.position_bias(ids_BS.shape[1])
         for block in self.encoder.block:
             x_BSD = block(x_BSD, bias_HSS)
-        return self.encoder.final_layer_norm(x_BSD)
+        x_BSD = self.encoder.final_layer_norm(x_BSD)
+        return x_BSD if self.projection is None else self.projection(x_BSD)

@@ -145,7 +145,8 @@ def test_the_example_bundle_is_whole() -> None:
     listed = {file.path for file in manifest.files}
     assert manifest.tokenizer.path in listed
     for entry in manifest.components:
-        assert any(path.startswith(entry.path) for path in listed)
+        for chunk in entry.chunks:
+            assert any(path.startswith(f"{chunk.path}/") for path in listed)
 
 
 @pytest.mark.parametrize("target", ["coreml", "litert"])
@@ -176,7 +177,12 @@ WRONG: dict[str, dict[str, tuple[tuple[Any, ...], Any]]] = {
         "absolute": (("files", 0, "path"), "/x"),
         "backslash": (("files", 0, "path"), "a\\b"),
         "empty path": (("files", 0, "path"), ""),
-        "graph outside": (("components", 0, "path"), "../x"),
+        "no chunk": (("components", 0, "chunks"), []),
+        "graph outside": (("components", 0, "chunks", 0, "path"), "../x"),
+        "weight": (("components", 0, "chunks", 0, "weight_bytes"), 1.5),
+        "functions": (("components", 0, "chunks", 0, "functions"), ["main"]),
+        "interface": (("components", 0, "chunks", 0, "functions", "main", "inputs"), None),
+        "low steps": (("low_steps",), None),
         "tokenizer outside": (("tokenizer", "path"), "/x"),
         "override": (("recipe", "overrides"), {"steps": 4}),
         "reference": (("parity", 0, "reference"), "int8"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from nanoflux_mobile import cli as command_line
 from nanoflux_mobile import storage
 
 PROMPT = ("--prompt", "a red circle")
+Usage = namedtuple("Usage", "total used free")  # what shutil.disk_usage gives
 
 
 @pytest.mark.parametrize("verb", [verb.name for verb in command_line.VERBS])
@@ -31,14 +33,17 @@ def test_help_shows_an_example_and_every_option_in_words(cli, verb: str) -> None
 def test_list_says_what_there_is(cli) -> None:
     ended = cli("list", "--json")
     found = json.loads(ended.out)
-    assert (ended.code, sorted(found)) == (0, ["families", "recipes", "targets"])
-    assert found["families"] == ["nanoflux"]
-    assert found["targets"] == ["coreml", "litert"]
+    assert (ended.code, sorted(found)) == (0, ["families", "recipes", "targets", "variants"])
+    assert "nanoflux" in found["families"]
+    assert found["targets"] == ["coreml", "litert", "onnx"]
     assert {"tiny-fp16", "tiny-small"} <= set(found["recipes"])
     for name, recipe in found["recipes"].items():
         assert recipe["name"] == name
         assert recipe["schema"] == "recipe/1"
         assert set(recipe["targets"]) <= set(found["targets"])
+    for variant in found["variants"].values():
+        assert variant["family"] in found["families"]
+        assert min(variant["parameters"], variant["steps"], *variant["macs_per_step"].values()) > 0
 
 
 def test_doctor_says_what_is_missing_and_how_to_mend_it(cli, monkeypatch) -> None:
@@ -234,10 +239,22 @@ def test_a_full_disk_leaves_no_bundle(cli, micro, tmp_path: Path, monkeypatch) -
     def full(*paths: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("nanoflux_export.targets.coreml.target.convert", full)
+    monkeypatch.setattr("nanoflux_export.targets.coreml.target.write", full)
     ended = cli("export", micro.checkpoint, "--recipe", micro.recipe, "--out", tmp_path / "out")
     ended.refused(3, "disk is full")
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+
+
+def test_a_disk_that_is_too_small_is_said_before_any_work(
+    cli, micro, tmp_path, monkeypatch
+) -> None:
+    full = Usage(10**12, 10**12, 1000)
+    monkeypatch.setattr("nanoflux_export.saving.shutil.disk_usage", lambda path: full)
+    monkeypatch.setattr("nanoflux_export.pipeline.export_target", None)  # nothing may get there
+    out = tmp_path / "out"
+    ended = cli("export", micro.checkpoint, "--recipe", micro.recipe, "--out", out)
+    ended.refused(3, str(out), "0.0 GB free", "--out")
+    assert not out.exists()
 
 
 def test_no_word_at_all_is_a_request_for_help(cli) -> None:

@@ -165,6 +165,8 @@ def twice(name: str) -> Change:
 
 
 LONG = [1.0, 0.9, 0.8, 0.5, 0.2, 0.0]
+CHUNK = "components", 1, "chunks", 0
+LATENTS = *CHUNK, "functions", "main", "inputs", 0
 FIELDS: dict[str, tuple[Change, str]] = {
     "schema": (at("schema", value="bundle/2"), "bundle/2"),
     "unknown field": (at("colour", value="red"), "colour"),
@@ -173,18 +175,22 @@ FIELDS: dict[str, tuple[Change, str]] = {
     "target": (at("target", value="nowhere"), "nowhere"),
     "file outside": (at("files", 0, "path", value="../../etc/passwd"), "../../etc/passwd"),
     "absolute file": (at("files", 0, "path", value="/etc/passwd"), "/etc/passwd"),
-    "component outside": (at("components", 1, "path", value="../denoiser.tflite"), "../denoiser"),
-    "component unlisted": (at("components", 1, "path", value="components/x.tflite"), "x.tflite"),
+    "chunk outside": (at(*CHUNK, "path", value="../denoiser.tflite"), "../denoiser"),
+    "chunk unlisted": (at(*CHUNK, "path", value="components/x.tflite"), "x.tflite"),
+    "no chunk": (at("components", 1, "chunks", value=[]), "denoiser has no chunk"),
+    "another function": (at(*CHUNK, "functions", value={}), "lacks the graph denoiser"),
     "tokenizer outside": (at("tokenizer", "path", value="../tokens.json"), "../tokens.json"),
     "hash": (at("files", 0, "sha256", value="0" * 64), "components/decoder.tflite"),
     "no denoiser": (without("denoiser"), "denoiser"),
     "two denoisers": (twice("denoiser"), "denoiser more than once"),
-    "shape": (at("components", 1, "inputs", 0, "shape", 1, value=17), "denoiser.tflite"),
-    "dtype": (at("components", 1, "inputs", 0, "dtype", value="int32"), "denoiser.tflite"),
+    "shape": (at(*LATENTS, "shape", 1, value=17), "denoiser.tflite"),
+    "dtype": (at(*LATENTS, "dtype", value="int32"), "denoiser.tflite"),
     "axes": (at("components", 1, "inputs", 0, "axes", value=["batch"]), "axes"),
     "scheme": (at("components", 1, "scheme", value="int3"), "int3"),
     "rising sigmas": (at("sigmas", value=[0.5, 1.0, 0.0]), "noise levels"),
     "one sigma": (at("sigmas", value=[0.0]), "noise levels"),
+    "low steps": (at("low_steps", value=2), "2 steps are to run at low resolution"),
+    "too many low steps": (at("low_steps", value=4), "low_steps is 4 of 3 steps"),
     "more sigmas": (at("sigmas", value=LONG), "step_tables.safetensors holds 3 steps"),
     "other canvas": (at("canvas", "height", value=64), "denoiser.latents"),
     "no canvas": (at("canvas", "height", value=0), "latents"),
@@ -220,6 +226,14 @@ def test_floors_are_those_of_the_manifest(copy, cli) -> None:
     below = [line for line in ended.err.splitlines() if "below its floor" in line]
     assert len(below) == 1
     assert "image" in below[0]
+
+
+def test_a_schedule_of_other_length_than_the_golden_run_is_refused(copy, cli) -> None:
+    bundle = copy("litert")
+    data = json.loads((bundle / "manifest.json").read_text("utf-8"))
+    data["sigmas"] = LONG
+    (bundle / "manifest.json").write_text(json.dumps(data), encoding="utf-8")
+    cli("verify", bundle).refused(3, "its golden run has 3 steps and the schedule has 5")
 
 
 def test_any_damaged_byte_of_a_manifest_is_a_sentence_or_harmless(copy) -> None:

@@ -39,9 +39,10 @@ def predict(package: Path, inputs: Mapping[str, np.ndarray], unit: str) -> dict[
 def test_core_ml_answers_as_our_executor_does(micro, name: str, unit: str) -> None:
     bundle = open_bundle(micro.bundles["coreml"])
     (entry,) = (entry for entry in bundle.manifest.components if entry.name == name)
-    ours = target.load(bundle.path / entry.path, entry.component)
-    for inputs in probes(load_golden(bundle.path / GOLDEN), bundle.schedule.steps)[name]:
-        theirs = predict(bundle.path / entry.path, inputs, unit)
+    (chunk,) = entry.chunks
+    ours = target.load(bundle.path / chunk.path, entry.component)
+    for inputs in probes(load_golden(bundle.path / GOLDEN))[name]:
+        theirs = predict(bundle.path / chunk.path, inputs, unit)
         expected = ours(inputs)
         assert theirs.keys() == expected.keys()
         for output, value in expected.items():

@@ -73,6 +73,18 @@ def truncate(name: str, keep: float) -> Callable[[Path], None]:
     return act
 
 
+def copied(*names: str, keep: bool) -> Callable[[Path], None]:
+    """Put the transformer's weights under other names as well, or instead."""
+
+    def act(root: Path) -> None:
+        for name in names:
+            shutil.copy(root / TRANSFORMER, root / "transformer" / name)
+        if not keep:
+            (root / TRANSFORMER).unlink()
+
+    return act
+
+
 def index(**weight_map: object) -> Callable[[Path], None]:
     """Put an index in place of the transformer's weights, which stay in a shard beside it."""
 
@@ -116,8 +128,11 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {  # the damage, and what m
         configure("model_index.json", _class_name=["FluxPipeline"]),
         r"known pipelines",
     ),
-    "no transformer": (remove("transformer"), r"transformer/config\.json is missing"),
-    "no config": (remove("transformer/config.json"), r"transformer/config\.json is missing"),
+    "no transformer": (remove("transformer"), r"/transformer is missing"),
+    "no config": (
+        remove("transformer/config.json"),
+        r"transformer: config\.json is missing and the shapes do not tell axes_dims_rope",
+    ),
     "no weights": (remove(TRANSFORMER), r"transformer holds no weights: expected diffusion"),
     "no text encoder": (remove("text_encoder_2"), r"text_encoder_2/config\.json is missing"),
     "no CLIP tower": (remove("text_encoder"), r"text_encoder/config\.json is missing"),
@@ -182,7 +197,23 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {  # the damage, and what m
     ),
     "width beyond memory": (
         configure("text_encoder_2/config.json", d_ff=2**62),
-        r"text_encoder_2/config\.json describes no network",
+        r"text_encoder_2/config\.json: d_ff is 4611686018427387904; accepted: up to 16777216$",
+    ),
+    "layers beyond patience": (
+        configure("transformer/config.json", num_layers=2**40),
+        r"transformer/config\.json: num_layers is 1099511627776; accepted: up to 128$",
+    ),
+    "layers of the VAE beyond patience": (
+        configure("vae/config.json", layers_per_block=10**9),
+        r"vae/config\.json: layers_per_block is 10{9}; accepted: up to 128$",
+    ),
+    "stages beyond patience": (
+        configure("vae/config.json", block_out_channels=[8] * 10_000),
+        r"the length of block_out_channels is 10000; accepted: up to 16$",
+    ),
+    "sizes whose product is beyond everything": (
+        configure("transformer/config.json", num_attention_heads=2**24, attention_head_dim=2**24),
+        r"axes_dims_rope",
     ),
     "groups that do not divide": (
         configure("vae/config.json", norm_num_groups=3),
@@ -238,10 +269,6 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {  # the damage, and what m
         replace_tensor("x_embedder.weight", lambda t: t.to(torch.int8)),
         r"1 not floating point: x_embedder\.weight \(int8\)$",
     ),
-    "8-bit floats": (
-        replace_tensor("x_embedder.weight", lambda t: t.to(torch.float8_e4m3fn)),
-        r"x_embedder\.weight \(float8_e4m3fn\)$",
-    ),
     "doubles": (
         replace_tensor("x_embedder.weight", torch.Tensor.double),
         r"x_embedder\.weight \(float64\)$",
@@ -261,7 +288,24 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {  # the damage, and what m
     "index to a sub-folder": (index(a="deep/shard.safetensors"), r"outside its folder"),
     "index to a missing shard": (
         index(a="shard.safetensors", b="shard-2.safetensors"),
-        r"shard-2\.safetensors",
+        r"transformer lacks 1 of 2 shards: shard-2\.safetensors; download",
+    ),
+    "no shard at all": (
+        index(**{f"w{i}": f"shard-{i}.safetensors" for i in range(5)}),
+        r"lacks 5 of 5 shards: shard-0\.safetensors, .*shard-2\.safetensors; download",
+    ),
+    "index to a pickle": (index(a="pytorch_model.bin"), r"of no known format$"),
+    "two sets of weights": (
+        copied("tuned.safetensors", keep=True),
+        r"holds diffusion_pytorch_model\.safetensors and tuned\.safetensors; keep",
+    ),
+    "two files of any name": (
+        copied("a.safetensors", "b.safetensors", keep=False),
+        r"holds a\.safetensors and b\.safetensors; keep",
+    ),
+    "a name that cannot be printed": (
+        tensors(lambda state: state.update({"a\nb" * 100: torch.zeros(1)})),
+        r"1 unused: 'a\\nba",
     ),
     "index to a number": (index(a=3), r"index\.json"),
     "index with a list": (whole_index('{"weight_map": ["a"]}'), r"index\.json"),

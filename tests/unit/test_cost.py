@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from nanoflux_export.blocks import Graph, Op, Value, file_cost
-from nanoflux_export.graph import MobileGraph
+from nanoflux_export.graph import Function, Segment
 from nanoflux_export.inspecting import facts, inspect
 from nanoflux_export.recipe import load_recipe
 from nanoflux_export.student import make_student
@@ -239,20 +239,31 @@ def test_a_bundle_without_a_cost_says_what_to_do(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="session")
 def counted(micro) -> Mapping[str, Mapping[str, int]]:
-    """MACs of every module of the micro student's mobile graphs, as torch counts them."""
+    """MACs of every segment of the micro student, and of the modules in it, as torch counts them.
+
+    By the segment's name and the module's path in it; "" is the whole graph.
+    """
     student = make_student(micro.checkpoint, load_recipe(str(micro.recipe)))
-    return {graph.component.name: dict(module_macs(graph)) for graph in student.graphs}
+    found = {}
+    for graph in student.graphs:
+        (function,) = graph.functions.values()
+        each = [part for segment in function.segments for part in segment_macs(function, segment)]
+        whole = sum(macs for name, macs in each if "/" not in name)
+        found[graph.name] = {"": whole, **dict(each)}
+    return found
 
 
-def module_macs(graph: MobileGraph) -> Iterator[tuple[str, int]]:
-    """Half the floating-point operations of each module, by its path; "" is the whole."""
-    inputs = (
-        torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype)) for spec in graph.component.inputs
-    )
+def segment_macs(function: Function, segment: Segment) -> Iterator[tuple[str, int]]:
+    """Half the floating-point operations of a segment, and of its modules after a slash."""
+    dtypes = {spec.name: getattr(torch, spec.dtype) for spec in function.inputs}
+    inputs = [torch.zeros(function.shape(name), dtype=dtypes.get(name)) for name in segment.inputs]
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        graph.module(*inputs)
+        segment.build()(*inputs)
     for path, counts in counter.get_flop_counts().items():
-        yield path.partition(".")[2], sum(counts.values()) // 2
+        inner = path.partition(".")[2]
+        name = f"{segment.weights}/{inner}" if inner else segment.weights
+        if path != "Global":
+            yield name, sum(counts.values()) // 2
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
@@ -263,28 +274,28 @@ def test_macs_are_those_that_torch_counts(micro, counted, target: str, component
     assert macs == counted[component][""] > 0
 
 
-# A module of the mobile graph, and the block it becomes in each kind of file.
+# A segment of the mobile graph or a module of the only one, and the block in each kind of file.
 MODULES = [
-    ("text_encoder", "blocks.0", "blocks_0", "MobileBlock.0"),
-    ("denoiser", "x_embedder", "x_embedder", "x_embedder"),
-    ("denoiser", "context_embedder", "context_embedder", "context_embedder"),
-    ("denoiser", "doubles.0", "doubles_0", "MobileDoubleBlock.0"),
-    ("denoiser", "singles.0", "singles_0", "MobileSingleBlock.0"),
-    ("denoiser", "proj_out", "proj_out", "proj_out"),
-    ("decoder", "decoder.conv_in", "decoder_conv_in", "decoder.conv_in"),
-    ("decoder", "decoder.up_blocks.1", "decoder_up_blocks_1", "decoder.Stage.1"),
-    ("decoder", "decoder.conv_out", "decoder_conv_out", "decoder.conv_out"),
+    ("text_encoder", "blocks.0", "blocks_0", "blocks.0"),
+    ("denoiser", "embed", "embed", "embed"),
+    ("denoiser", "doubles.0", "doubles_0", "doubles.0"),
+    ("denoiser", "singles.0", "singles_0", "singles.0"),
+    ("denoiser", "velocity", "velocity", "velocity"),
+    ("decoder", "decoder/decoder.conv_in", "decoder_conv_in", "decoder.conv_in"),
+    ("decoder", "decoder/decoder.up_blocks.1", "decoder_up_blocks_1", "decoder.up_blocks.1"),
+    ("decoder", "decoder/decoder.conv_out", "decoder_conv_out", "decoder.conv_out"),
 ]
 
 
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(("component", "module", "coreml", "litert"), MODULES)
 def test_a_block_is_a_module(
-    micro, counted, component: str, module: str, coreml: str, litert: str
+    micro, counted, component: str, module: str, coreml: str, litert: str, target: str
 ) -> None:
-    for target, name in (("coreml", coreml), ("litert", litert)):
-        cost = read_cost(micro.bundles[target])
-        found = {b.block: b for b in cost.blocks if b.component == component}
-        assert found[name].macs == counted[component][module]
+    cost = read_cost(micro.bundles[target])
+    found = {b.block: b for b in cost.blocks if b.component == component}
+    name = {"coreml": coreml, "litert": litert}[target]
+    assert found[name].macs == counted[component][module]
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -105,6 +106,41 @@ def test_progress_hears_of_every_step_after_it() -> None:
     heard: list[int] = []
     draw(GRAPHS, IDS, TABLES, SCHEDULE, CANVAS, 0, heard.append)
     assert heard == [0, 1, 2]
+
+
+@pytest.mark.parametrize("low_steps", [0, 1, 3])
+def test_the_noisy_steps_run_the_low_denoiser(low_steps: int) -> None:
+    """Its velocity is another, so a step run by the wrong one would end in other latents."""
+    ran: list[str] = []
+
+    def full(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        ran.append("full")
+        return denoise(inputs)
+
+    def low(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        ran.append("low")
+        return {"velocity": -denoise(inputs)["velocity"]}
+
+    graphs = Graphs(encode, full, decode, low)
+    drawing = draw(graphs, IDS, TABLES, replace(SCHEDULE, low_steps=low_steps), CANVAS, 0)
+    assert ran == ["low"] * low_steps + ["full"] * (3 - low_steps)
+    states = encode({"token_ids": IDS})["text_states"]
+    for step in range(2):
+        before, after = drawing.latents[step : step + 2]
+        fall = SCHEDULE.sigmas[step + 1] - SCHEDULE.sigmas[step]
+        sign = np.float32(-1 if step < low_steps else 1)
+        expected = before + sign * np.float32(fall) * velocity(before, states, TABLES[step])
+        np.testing.assert_allclose(after, expected, atol=FLOAT32)
+
+
+def test_low_steps_of_a_denoiser_without_such_a_form_are_refused() -> None:
+    low = replace(SCHEDULE, low_steps=2)
+    with pytest.raises(InputError, match=r"2 steps are to run at low resolution.*downsampling"):
+        run(0, low)
+    with pytest.raises(InputError, match="no such form"):
+        GRAPHS.denoiser_at(1, low)
+    assert GRAPHS.denoiser_at(2, low) is denoise
+    assert GRAPHS.denoiser_at(0, SCHEDULE) is denoise
 
 
 def test_geometry_of_a_canvas() -> None:

@@ -17,12 +17,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nanoflux_mobile.checkpoint import Checkpoint, open_checkpoint, read_tensors
+from nanoflux_mobile.checkpoint import Checkpoint, open_checkpoint
 from nanoflux_mobile.compress.static_ln import step_rows, to_static
+from nanoflux_mobile.compress.static_network import network_rows, static_network
 from nanoflux_mobile.drawing import Drawing, draw
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.families import nanoflux as family
 from nanoflux_mobile.noise import gaussian
+from nanoflux_mobile.weights import dtype_name, network
 
 if TYPE_CHECKING:
     from tests.unit.conftest import Flux
@@ -32,6 +34,7 @@ STATE = 1e-5
 PIXEL = 1e-4
 """The same after four steps and the decoder, in units where a picture spans 0 to 1."""
 PROMPT = "two red circles and a blue square"
+LOW = {"low_resolution_blocks": (0, 2)}
 SCHEDULERS = {
     "schnell": {"shift": 1.0, "use_dynamic_shifting": False},
     "dev": {"shift": 3.0, "use_dynamic_shifting": True},
@@ -229,6 +232,24 @@ def test_a_student_draws_what_its_teacher_draws_for_the_prompt_it_was_made_from(
     np.testing.assert_array_equal(ours.image, theirs.image)
 
 
+@pytest.mark.parametrize(
+    "changes", [{}, {"guidance_embeds": True}, LOW], ids=["schnell", "dev", "low"]
+)
+def test_the_cut_read_block_by_block_is_that_of_the_whole_module(parts, off_initial, changes):
+    cfg = dataclasses.replace(parts.flux, **changes)
+    teacher = off_initial(type(parts.denoiser)(cfg), 8)
+    pooled = family.pooled_text(parts.clip, [PROMPT, "a red circle", "left of two"])
+    sigmas = [1.0, 0.75, 0.25]
+    table = network_rows(network(teacher), sigmas, pooled)
+    assert torch.equal(table, step_rows(teacher, sigmas, pooled))
+    ours = static_network(network(teacher), table)
+    theirs = to_static(teacher, table)
+    assert ours.skeleton.cfg == theirs.cfg
+    assert ours.module.state_dict().keys() == theirs.state_dict().keys() == ours.weights.keys()
+    for key, tensor in theirs.state_dict().items():
+        assert torch.equal(ours.module.state_dict()[key], tensor), key
+
+
 def test_several_prompts_are_averaged(parts):
     prompts = [PROMPT, "a red circle", "left of two"]
     tables = [family.make_student(parts, 2, [p]).denoiser.step_table for p in prompts]
@@ -260,7 +281,8 @@ def test_nothing_of_time_pooled_text_or_modulation_is_left(parts, student):
     named = ("time_", "norm1", "norm_out", ".norm.")
     assert not [key for key in left if any(word in key for word in named)]
     assert left.keys() - teacher.keys() == {"step_table"}
-    assert all(left[key].data_ptr() == teacher[key].data_ptr() for key in left.keys() & teacher)
+    shared = [p.networks.denoiser.weights for p in (student, parts)]
+    assert all(shared[0][key] is shared[1][key] for key in left.keys() & teacher)
     assert student.clip is None
     assert family.fixed_steps(student) == 4
 
@@ -309,8 +331,8 @@ def test_saving_and_loading_gives_every_weight_back(parts, tmp_path, dtype):
     checkpoint = saved(parts, tmp_path / "out", dtype)
     again = family.load(checkpoint)
     for name, module in modules(parts).items():
-        stored = {t.dtype for t in read_tensors(checkpoint.path / name).values()}
-        assert stored == {dtype}
+        stored = {stored.dtype for stored in checkpoint.weights(name).values()}
+        assert stored == {dtype_name(dtype)}
         before, after = module.state_dict(), modules(again)[name].state_dict()
         assert before.keys() == after.keys()
         for key, tensor in before.items():

@@ -7,6 +7,7 @@ import json
 import resource
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,9 +18,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
-from nanoflux_mobile.manifest import Manifest, read_manifest
+from nanoflux_export.bundle import artifacts
+from nanoflux_export.golden import Request
+from nanoflux_mobile.drawing import Canvas, Graphs
+from nanoflux_mobile.manifest import Manifest, manifest_json, read_manifest
 from nanoflux_mobile.report import LatencyReport, Launch, read_report
+from nanoflux_mobile.sampler import Schedule
 
 torch = pytest.importorskip("torch")
 host_app = pytest.importorskip("nanoflux_export.host_app")
@@ -144,8 +150,8 @@ def test_a_wrong_picture_shows_in_the_numerics(
 ) -> None:
     litert = host_app.target_named("litert")
 
-    def load(path: Path, component: Any) -> Any:
-        run = litert.load(path, component)
+    def load(path: Path, component: Any, **how: str) -> Any:
+        run = litert.load(path, component, **how)
         wrong = np.float32(np.nan if component.name == "decoder" else 1)
         return lambda inputs: {name: wrong * value for name, value in run(inputs).items()}
 
@@ -157,6 +163,49 @@ def test_a_wrong_picture_shows_in_the_numerics(
     numerics = read_report(tmp_path / "r.json").numerics
     assert numerics.golden_psnr_db == host_app.LOWEST_DB
     assert numerics.non_finite == 3 * 32 * 32  # the whole picture, and nothing before it
+
+
+def without_picture(bundle: Path) -> Path:
+    """The bundle as one whose network is too slow to draw with: golden steps and no picture."""
+    manifest = read_manifest(bundle)
+    (bundle / "manifest.json").unlink()
+    (bundle / "golden" / "image.png").unlink()
+    tensors = load_file(bundle / "golden" / "tensors.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if not name.endswith(".image")}
+    save_file(kept, bundle / "golden" / "tensors.safetensors")
+    changed = dataclasses.replace(manifest, files=artifacts(bundle))
+    (bundle / "manifest.json").write_text(manifest_json(changed), "utf-8")
+    return bundle
+
+
+def test_without_a_golden_picture_the_numerics_stay_open(micro, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(micro.bundles["litert"], tmp_path / "copy"))
+    given = arguments(without_picture(copy), tmp_path / "r.json", images=1, warmup=0)
+    assert host_app.main(given) == 0
+    report = read_report(tmp_path / "r.json")
+    assert report.numerics is None
+    assert [len(image.step_ms) for image in report.launches[0].images] == [STEPS]
+
+
+def test_steps_of_both_resolutions_are_timed() -> None:
+    def answer(**outputs: np.ndarray) -> Any:
+        return lambda inputs: outputs
+
+    latents = np.zeros((1, 4, 1, 4), np.float32)
+    low_runs: list[int] = []
+    graphs = Graphs(
+        answer(text_states=np.zeros((1, 2, 1, 2), np.float32)),
+        answer(velocity=latents),
+        answer(image=np.zeros((1, 3, 8, 8), np.float32)),
+        lambda inputs: low_runs.append(1) or {"velocity": latents},
+    )
+    schedule, canvas = Schedule((1.0, 0.75, 0.25, 0.0), low_steps=2), Canvas(1, 4, 4, 2)
+    tables = np.zeros((3, 1, 1, 1, 1), np.float32)
+    request = Request(np.zeros((1, 2), np.int32), tables, schedule, canvas, 0)
+    clocks = host_app.Clocks(time.perf_counter(), time.time())
+    image = host_app._image(graphs, request, clocks, warmup=False)
+    assert (len(image.step_ms), len(low_runs)) == (3, 2)
+    assert min(image.step_ms) > 0
 
 
 @pytest.fixture

@@ -43,6 +43,7 @@ def test_the_digest_names_everything_in_it(manifest: Manifest) -> None:
         replace(manifest, family="other"),
         replace(manifest, files=(file, *manifest.files[1:])),
         replace(manifest, sigmas=(1.0, 0.25, 0.0)),
+        replace(manifest, low_steps=1),
         replace(manifest, parity=()),
     ]
     assert len({one.digest for one in (manifest, *others)}) == 1 + len(others)
@@ -64,9 +65,29 @@ def test_paths_of_graphs_and_tokenizer_stay_inside_too(
     manifest: Manifest, tmp_path: Path, where: str
 ) -> None:
     data = to_plain(manifest)
-    entry = data["components"][0] if where == "components" else data["tokenizer"]
+    chunks = data["components"][0]["chunks"]
+    entry = chunks[0] if where == "components" else data["tokenizer"]
     entry["path"] = "../elsewhere/tokenizer.json"
     with pytest.raises(InputError, match=rf"{where}.*'\.\./elsewhere"):
+        read_manifest(write(tmp_path, data))
+
+
+def test_a_graph_in_chunks_has_their_bytes_and_functions(manifest: Manifest) -> None:
+    entry = manifest.components[1]
+    (whole,) = entry.chunks
+    face = whole.functions["main"]
+    first = replace(whole, weight_bytes=7, functions={"step_low": face})
+    second = replace(whole, weight_bytes=5, functions={"step_full": face, "step_low": face})
+    cut = replace(entry, chunks=(first, second))
+    assert (entry.weight_bytes, entry.functions) == (whole.weight_bytes, ("main",))
+    assert (cut.weight_bytes, cut.functions) == (12, ("step_low", "step_full"))
+    assert cut.component == entry.component
+
+
+def test_a_graph_without_a_file_is_refused(manifest: Manifest, tmp_path: Path) -> None:
+    data = to_plain(manifest)
+    data["components"][2]["chunks"] = []
+    with pytest.raises(InputError, match=r"components\[2\].*decoder has no chunk"):
         read_manifest(write(tmp_path, data))
 
 

@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanoflux_mobile.checkpoint import load_weights, read_json, sizes
+from nanoflux_mobile.compress.static_ln import step_rows, to_static
 from nanoflux_mobile.errors import InputError
-from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux, rope_tables, rotate
+from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux, Rope, rope_tables, rotate
+from nanoflux_mobile.models.token_resampling import Downsampler, Upsampler, low_ids
 
 if TYPE_CHECKING:
     from diffusers import FluxTransformer2DModel
@@ -85,7 +88,8 @@ def make_case(cfg: FluxConfig, batch: int = 2, rows: int = 3, columns: int = 5) 
 
 
 def oracle_config(cfg: FluxConfig) -> dict:
-    names = FluxConfig.__dataclass_fields__.keys() - {"static_steps"}
+    ours = {"static_steps", "low_resolution_blocks", "low_resolution_share"}
+    names = FluxConfig.__dataclass_fields__.keys() - ours
     return {name: getattr(cfg, name) for name in names}
 
 
@@ -287,3 +291,181 @@ def test_settings_of_another_network_are_refused_by_name(oracle, tmp_path, field
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=rf"{field} is {value}; only"):
         loaded(tmp_path)
+
+
+LOW = replace(TINY, num_single_layers=4, low_resolution_blocks=(1, 3))
+GRID = (4, 6)
+WORDS = 7
+
+
+@pytest.fixture(scope="module")
+def low_model(off_initial: Callable[[nn.Module, int], nn.Module]) -> NanoFlux:
+    """An AdaLN network whose blocks 1 and 2 of four run low; none of its weights is special."""
+    torch.manual_seed(4)
+    return off_initial(NanoFlux(LOW), 5).eval().requires_grad_(False)
+
+
+def two_ropes(case: Case) -> tuple[Rope, Rope]:
+    axes = LOW.axes_dims_rope
+    return rope_tables(case.ids_LA, axes), rope_tables(low_ids(case.ids_LA, GRID), axes)
+
+
+def step(model: NanoFlux, case: Case, rows_BND: Tensor, low: bool) -> Tensor:
+    rope, low_rope = two_ropes(case)
+    return model(case.x_BSC, case.text_BTJ, rows_BND, rope, low_rope if low else None, GRID)
+
+
+def test_a_full_step_never_touches_the_resamplers(low_model):
+    case = make_case(LOW, 2, *GRID)
+    rows_BND = low_model.modulations(case.t_B, case.pooled_BP)
+    plain = NanoFlux(replace(LOW, low_resolution_blocks=(0, 0)))
+    kept = {k: v for k, v in low_model.state_dict().items() if "sampler" not in k}
+    plain.load_state_dict(kept, strict=True)
+    own_rows = torch.cat((rows_BND[:, :-8], rows_BND[:, -2:]), 1)
+    assert torch.equal(plain.modulations(case.t_B, case.pooled_BP), own_rows)
+    expected = plain(case.x_BSC, case.text_BTJ, own_rows, two_ropes(case)[0])
+    assert torch.equal(step(low_model, case, rows_BND, low=False), expected)
+    assert not torch.allclose(step(low_model, case, rows_BND, low=True), expected, atol=0.01)
+
+
+def test_low_blocks_see_a_quarter_of_the_image_and_the_same_text(low_model):
+    case, seen = make_case(LOW, 2, *GRID), []
+    rows_BND = low_model.modulations(case.t_B, case.pooled_BP)
+    blocks = low_model.single_transformer_blocks
+    hooks = [
+        block.register_forward_hook(lambda _, given, result: seen.append((given[0], result)))
+        for block in blocks
+    ]
+    assert step(low_model, case, rows_BND, low=True).shape == case.x_BSC.shape
+    for hook in hooks:
+        hook.remove()
+    full, small = WORDS + 24, WORDS + 6
+    assert [given.shape[1] for given, _ in seen] == [full, small, small, full]
+    for resampler in (0, 2):  # D runs after block 0, U after block 2
+        before, after = seen[resampler][1], seen[resampler + 1][0]
+        assert torch.equal(before[:, :WORDS], after[:, :WORDS])
+        assert before.shape != after.shape
+
+
+def test_rows_of_the_resamplers_stand_before_the_last_two(low_model):
+    case = make_case(LOW)
+    rows_BND = low_model.modulations(case.t_B, case.pooled_BP)
+    assert rows_BND.shape[1] == LOW.modulation_rows == 12 * 2 + 3 * 4 + 6 + 2
+    with torch.no_grad():
+        c_BD = low_model.time_text_embed(case.t_B, case.pooled_BP, None)
+        up = low_model.upsampler
+        for i, block in enumerate((low_model.downsampler.resnet, up.resnet_low, up.resnet_full)):
+            shift_scale = block.norm.linear(F.silu(c_BD)).unflatten(1, (2, -1))
+            start = 12 * 2 + 3 * 4 + 2 * i
+            assert torch.equal(rows_BND[:, start : start + 2], shift_scale)
+
+
+@pytest.mark.parametrize("row", range(6))
+def test_low_steps_read_every_row_of_the_resamplers_and_full_steps_none(low_model, row):
+    case = make_case(LOW, 1, *GRID)
+    rows_BND = low_model.modulations(case.t_B, case.pooled_BP)
+    other = rows_BND.clone()
+    other[:, 36 + row] += torch.linspace(-1, 1, LOW.width)
+    for low in (False, True):
+        same = torch.equal(*(step(low_model, case, rows, low) for rows in (rows_BND, other)))
+        assert same == (not low)
+
+
+def test_a_table_of_one_prompt_gives_the_velocities_of_adaln(low_model):
+    case, sigmas = make_case(LOW, 1, *GRID), (1.0, 0.6, 0.2)
+    table_TND = step_rows(low_model, sigmas, case.pooled_BP)
+    student = to_static(low_model, table_TND)
+    left = [key for key in student.state_dict() if "norm.linear" in key or "time_" in key]
+    assert left == [], "a Static-LN network projects nothing"
+    assert "downsampler.conv.weight" in student.state_dict()
+    for i, sigma in enumerate(sigmas):
+        rows_BND = low_model.modulations(torch.tensor([sigma]), case.pooled_BP)
+        for low in (False, True):
+            expected = step(low_model, case, rows_BND, low)
+            assert torch.equal(step(student, case, student.step_table[i : i + 1], low), expected)
+
+
+def test_a_residual_block_is_norm_modulation_and_two_convolutions(low_model):
+    block, rng = low_model.downsampler.resnet, torch.Generator().manual_seed(6)
+    x_BSD = torch.randn(2, 24, LOW.width, generator=rng)
+    rows_B2D = torch.randn(2, 2, LOW.width, generator=rng)
+    x_BDHW = x_BSD.transpose(1, 2).reshape(2, LOW.width, *GRID)
+    # A group norm of one group over the channels of a single cell is the layer norm of a token.
+    cells = x_BSD.reshape(48, LOW.width)
+    normed = F.group_norm(cells, 1, eps=1e-6).reshape(2, 24, -1).transpose(1, 2)
+    shift, scale = (rows_B2D[:, i, :, None, None] for i in (0, 1))
+    h = F.silu(normed.reshape(x_BDHW.shape) * (1 + scale) + shift)
+    h = F.conv2d(h, block.conv1.weight, block.conv1.bias, padding=1)
+    h = (h - h.mean(1, keepdim=True)) / (h.var(1, correction=0, keepdim=True) + 1e-6).sqrt()
+    h = F.conv2d(F.silu(h), block.conv2.weight, block.conv2.bias, padding=1)
+    expected = (x_BDHW + h).flatten(2).transpose(1, 2)
+    assert (block(x_BSD, rows_B2D, GRID) - expected).abs().max() <= FLOAT32
+
+
+def passing(resampler: nn.Module) -> nn.Module:
+    """The resampler without its residuals, and with a convolution that copies its centre."""
+    for name, p in resampler.named_parameters():
+        nn.init.zeros_(p)
+        if name == "conv.weight":
+            nn.init.dirac_(p)
+    return resampler.requires_grad_(False)
+
+
+def test_tokens_lie_on_the_grid_row_by_row():
+    tokens_BSD = torch.arange(24.0)[None, :, None].expand(1, 24, 2)
+    rows_BND = torch.zeros(1, 2, 2)
+    low = passing(Downsampler(2, adaln=False))(tokens_BSD, rows_BND, GRID)
+    assert low[0, :, 0].tolist() == [0, 2, 4, 12, 14, 16]
+    turned = passing(Downsampler(2, adaln=False))(tokens_BSD, rows_BND, GRID[::-1])
+    assert turned[0, :, 0].tolist() == [0, 2, 8, 10, 16, 18]
+
+
+def test_what_low_tokens_say_of_their_place_comes_up_as_that_of_full_ones():
+    """Bilinear upsampling and the positions of low tokens agree on where a cell's middle is."""
+    rows, columns = 6, 8
+    grid = torch.stack(torch.meshgrid(torch.arange(6.0), torch.arange(8.0), indexing="ij"), -1)
+    ids_LA = F.pad(torch.cat((torch.zeros(WORDS, 2), grid.reshape(-1, 2))), (1, 0))
+    low = low_ids(ids_LA, (rows, columns))
+    assert torch.equal(low[:WORDS], ids_LA[:WORDS])
+    assert low[WORDS:, 1].tolist() == [0.5] * 4 + [2.5] * 4 + [4.5] * 4
+    assert low[WORDS:, 2].tolist() == [0.5, 2.5, 4.5, 6.5] * 3
+    up = passing(Upsampler(2, adaln=False))
+    places = up(low[None, WORDS:, 1:], torch.zeros(1, 4, 2), (rows, columns))
+    inner = places.reshape(rows, columns, 2)[1:-1, 1:-1]
+    assert (inner - grid[1:-1, 1:-1]).abs().max() <= ROUNDING
+
+
+@pytest.mark.parametrize(
+    ("share", "steps", "low"),
+    [(0.5, 10, 5), (0.5, 3, 2), (0.5, 1, 1), (0.07, 100, 7), (0.0, 10, 0), (1.0, 4, 4)],
+)
+def test_the_noisy_share_of_the_steps_runs_low(share, steps, low):
+    assert replace(LOW, low_resolution_share=share).low_steps(steps) == low
+    assert replace(TINY, low_resolution_share=share).low_steps(steps) == 0
+
+
+@pytest.mark.parametrize("blocks", [(1, 5), (-1, 2), (2, 2), (3, 1)])
+def test_low_blocks_that_are_no_range_are_refused(blocks):
+    with pytest.raises(ValueError, match=r"no range of the 4 single blocks"):
+        replace(LOW, low_resolution_blocks=blocks)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1])
+def test_a_share_is_a_share(share):
+    with pytest.raises(ValueError, match=r"not 0 to 1"):
+        replace(LOW, low_resolution_share=share)
+
+
+@pytest.mark.parametrize(
+    ("cfg", "grid", "words"),
+    [
+        (LOW, None, "24 image tokens are no square"),
+        (LOW, (3, 8), "3 x 8 does not split"),
+        (TINY, GRID, r"low_resolution_blocks is \(0, 0\)"),
+    ],
+)
+def test_a_low_step_that_cannot_be_is_refused(cfg, grid, words):
+    case, model = make_case(cfg, 1, *GRID), NanoFlux(cfg)
+    rows_BND = torch.zeros(1, cfg.modulation_rows, cfg.width)
+    with pytest.raises(ValueError, match=words):
+        model(case.x_BSC, case.text_BTJ, rows_BND, *two_ropes(case), grid)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+import math
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -11,10 +12,13 @@ from hypothesis import strategies as st
 
 pytest.importorskip("numba")
 
-from nanoflux_export.compression.palettes import palette, snapped
+from nanoflux_export.compression.exact_kmeans import _spliced, best_cuts
+from nanoflux_export.compression.palettes import palette, palette_groups, snapped
 
 # An entry is a mean rounded to half precision: it moves by at most half a unit in the last place.
 HALF_ULP = 2.0**-11
+# Sums of some hundred numbers below 1e9 in double precision, of which the errors are differences.
+DOUBLES = 1e-9
 
 
 def _error(values: np.ndarray, lut: np.ndarray, indices: np.ndarray) -> float:
@@ -26,6 +30,81 @@ def _least_error(values: np.ndarray, clusters: int) -> float:
     ordered = np.sort(values.astype(np.float64))
     cuts = combinations(range(1, ordered.size), min(clusters, ordered.size) - 1)
     return min(sum(part.var() * part.size for part in np.split(ordered, cut)) for cut in cuts)
+
+
+def _least_errors(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The least squared errors with 1, 2, 3 ... clusters by the plain recurrence over all starts.
+
+    Errors of clusters are summed in whole numbers: `values` are integers.
+    """
+    size = values.size
+    totals, sums, squares = (
+        [0, *np.cumsum(terms).tolist()] for terms in (counts, counts * values, counts * values**2)
+    )
+    one = np.full((size + 1, size + 1), np.inf)
+    for start, end in combinations(range(size + 1), 2):
+        total, share = totals[end] - totals[start], sums[end] - sums[start]
+        one[start, end] = (total * (squares[end] - squares[start]) - share**2) / total
+    best, found = np.append(0.0, np.full(size, np.inf)), []
+    for _ in range(size):
+        best = (best[:, None] + one).min(0)
+        found.append(best[-1])
+    return np.array(found)
+
+
+def _error_of_cuts(values: np.ndarray, counts: np.ndarray, cuts: np.ndarray) -> float:
+    runs = [np.repeat(values[a:b], counts[a:b]).astype(np.float64) for a, b in pairwise(cuts)]
+    return math.fsum(run.var() * run.size for run in runs)
+
+
+def _below(values: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sums from the cut at zero outwards, as `best_cuts` takes them."""
+    terms = (counts, counts * values, counts * values**2)
+    sums = [np.append(0, np.cumsum(term)) for term in terms]
+    zero = np.searchsorted(values, 0)
+    totals, firsts, squares = ((each - each[zero]).astype(np.float64) for each in sums)
+    return totals, firsts, squares
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(st.data())
+def test_every_number_of_clusters_has_the_least_error(data: st.DataObject) -> None:
+    """Small whole numbers, so that many partitions are equally good and few prices tell them."""
+    spread = data.draw(st.sampled_from([12, 40, 1000]))
+    distinct = data.draw(st.sets(st.integers(-spread, spread), min_size=4, max_size=40))
+    values = np.array(sorted(distinct))
+    counts = np.array(
+        data.draw(st.lists(st.integers(1, 5), min_size=values.size, max_size=values.size))
+    )
+    least = _least_errors(values, counts)
+    for clusters in range(2, values.size):
+        cuts = best_cuts(_below(values, counts), clusters)
+        assert cuts.size == clusters + 1
+        assert (np.diff(cuts) > 0).all()
+        assert (cuts[0], cuts[-1]) == (0, values.size)
+        assert _error_of_cuts(values, counts, cuts) == pytest.approx(
+            least[clusters - 1], rel=DOUBLES, abs=DOUBLES
+        )
+
+
+@pytest.mark.parametrize("size", [2, 3, 9, 31, 32, 33])
+def test_equally_spaced_values_have_no_price_of_their_own(size: int) -> None:
+    """With 8 values and 4 clusters, say, ever more cost the same; partitions are spliced then."""
+    values, counts = np.arange(size) - size // 3, np.ones(size, np.int64)
+    least = _least_errors(values, counts)
+    for clusters in range(2, size):
+        cuts = best_cuts(_below(values, counts), clusters)
+        assert _error_of_cuts(values, counts, cuts) == pytest.approx(least[clusters - 1])
+
+
+def test_a_splice_is_as_cheap_as_its_parts() -> None:
+    values, counts = np.arange(12), np.ones(12, np.int64)
+    least = _least_errors(values, counts)
+    few, many = np.arange(0, 13, 2), np.arange(13)  # 6 pairs and 12 single values
+    for clusters in range(7, 12):
+        cuts = _spliced(few, many, clusters)
+        assert cuts.size == clusters + 1
+        assert _error_of_cuts(values, counts, cuts) == pytest.approx(least[clusters - 1])
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -86,12 +165,62 @@ def test_both_zeros_are_one_value() -> None:
     assert indices.tolist() == [0, 0, 1]
 
 
-def test_groups_have_palettes_of_their_own() -> None:
+@pytest.mark.parametrize("threads", ["1", "3"])
+@pytest.mark.parametrize(("axis", "groups"), [(0, 6), (0, 1), (1, 4), (2, 3), (-1, 1)])
+def test_groups_have_palettes_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, axis: int, groups: int, threads: str
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
     values = np.random.default_rng(1).normal(size=(6, 8, 3)).astype(np.float16)
-    values[:, 4:] *= 100
-    whole = snapped(values, 2, groups=2, axis=1)
-    parts = [palette(part, 2) for part in (values[:, :4], values[:, 4:])]
-    np.testing.assert_array_equal(whole, np.concatenate([lut[at] for lut, at in parts], 1))
+    luts, codes = palette_groups(values, 2, groups, axis)
+    assert (luts.dtype, luts.shape) == (np.float16, (groups, 4))
+    assert (codes.dtype, codes.shape) == (np.uint8, values.shape)
+    parts = zip(np.split(values, groups, axis), np.split(codes, groups, axis), strict=True)
+    for lut, (part, indices) in zip(luts, parts, strict=True):
+        alone, alone_indices = palette(part, 2)
+        np.testing.assert_array_equal(lut, alone)
+        np.testing.assert_array_equal(indices, alone_indices)
+    whole = snapped(values, 2, groups=groups, axis=axis)
+    dense = [lut[part] for lut, part in zip(luts, np.split(codes, groups, axis), strict=True)]
+    np.testing.assert_array_equal(whole, np.concatenate(dense, axis))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 6, 8])
+def test_the_whole_range_of_half_precision(bits: int) -> None:
+    """Values of every size at once, against the k-means bundled with coremltools."""
+    pytest.importorskip("coremltools")
+    from coremltools._deps import kmeans1d
+
+    generator = np.random.default_rng(bits)
+    sizes = 2.0 ** generator.uniform(-24, 15.99, 600)
+    values = (generator.choice([-1, 1], 600) * sizes).astype(np.float16)
+    distinct, counts = np.unique(values.astype(np.float64), return_counts=True)
+    theirs = kmeans1d.cluster(distinct, 1 << bits, weights=counts.astype(np.float64))
+    entries = np.array(theirs.centroids).astype(np.float16)
+    indices = np.array(theirs.clusters)[np.searchsorted(distinct, values.astype(np.float64))]
+    reference = _error(values, entries, indices)
+    assert 0.99 * reference <= _error(values, *palette(values, bits)) <= reference * (1 + DOUBLES)
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, 65504, -65504, 2.0**-24, 0.1])
+def test_values_that_are_all_equal(value: float) -> None:
+    values = np.full((3, 5), value, np.float16)
+    lut, indices = palette(values, 4)
+    np.testing.assert_array_equal(lut, np.full(16, value, np.float16))
+    assert not indices.any()
+
+
+def test_one_group_that_is_not_finite_spoils_the_weight() -> None:
+    values = np.ones((4, 3), np.float16)
+    values[2, 1] = np.nan
+    with pytest.raises(ValueError, match="not finite"):
+        palette_groups(values, 4, 4)
+
+
+@pytest.mark.parametrize("groups", [0, 4, 7])
+def test_refuses_groups_that_do_not_fill_the_axis(groups: int) -> None:
+    with pytest.raises(ValueError, match="palette of each"):
+        palette_groups(np.zeros((6, 2), np.float16), 4, groups)
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,12 @@ def test_a_file_by_path(file: Path) -> None:
     assert (recipe.name, recipe.steps) == ("mine", 4)
     assert recipe.targets["coreml"].components["denoiser"].floors.quality == 20.5
     assert recipe.overrides == {}
+    assert (recipe.proof, recipe.side, recipe.loras) == ("image", 0, {})
+
+
+def test_a_network_too_slow_to_draw_with_is_proven_by_steps(file: Path) -> None:
+    file.write_text(GOOD.replace("steps = 4", 'steps = 4\nproof = "steps"'), encoding="utf-8")
+    assert load_recipe(str(file)).proof == "steps"
 
 
 def test_an_unknown_recipe_names_the_known_ones() -> None:
@@ -79,6 +85,8 @@ WRONG = {
     "steps as text": ("steps = 4", 'steps = "4"', "steps must be int"),
     "no steps": ("steps = 4", "steps = 0", "steps is 0; accepted: 1 to 100"),
     "steps as truth": ("steps = 4", "steps = true", "steps must be int"),
+    "another proof": ("steps = 4", 'steps = 4\nproof = "words"', "'words'; known: image, steps"),
+    "small picture": ("steps = 4", "steps = 4\nside = 32", "side is 32; accepted: 64 to 4096"),
     "no prompts": ('["a red circle"]', "[]", "calibration_prompts is empty"),
     "prompt as number": ('["a red circle"]', "[7]", "calibration_prompts[0] must be str"),
     "scheme": ("palette4-g16", "int3", "unknown scheme 'int3'; known: fp16"),
@@ -187,5 +195,5 @@ def test_a_wrong_override_says_why(override: str, words: str) -> None:
 def test_an_unknown_target_is_refused_before_the_checkpoint_is_read(file: Path) -> None:
     file.write_text(GOOD.replace("coreml", "tensorrt"), encoding="utf-8")
     nowhere = file.parent / "nowhere"
-    with pytest.raises(InputError, match=r"names target 'tensorrt'; known: coreml, litert"):
+    with pytest.raises(InputError, match=r"names target 'tensorrt'; known: coreml, litert, onnx"):
         export(nowhere, load_recipe(str(file)), file.parent / "out", Journal())

@@ -191,6 +191,17 @@ def test_levels_that_do_not_fall_to_zero_are_refused(sigmas):
         Schedule(sigmas)
 
 
+@pytest.mark.parametrize("low_steps", [0, 1, 3])
+def test_none_to_all_steps_may_run_low(low_steps):
+    assert Schedule((1.0, 0.5, 0.25, 0.0), low_steps).low_steps == low_steps
+
+
+@pytest.mark.parametrize("low_steps", [-1, 4, 100])
+def test_more_low_steps_than_steps_are_refused(low_steps):
+    with pytest.raises(InputError, match=f"low_steps is {low_steps} of 3 steps; give 0 to all"):
+        Schedule((1.0, 0.5, 0.25, 0.0), low_steps)
+
+
 def test_patches_that_do_not_tile_are_refused():
     with pytest.raises(InputError, match="side 2"):
         pack(np.zeros((1, 4, 3, 4), np.float32), 2)

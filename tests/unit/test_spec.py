@@ -86,6 +86,13 @@ def test_step_counts_that_no_schedule_has(steps: int) -> None:
         replace(RECIPE, steps=steps)
 
 
+@pytest.mark.parametrize("side", [-1, 1, 63, 4097])
+def test_sides_that_no_picture_has(side: int) -> None:
+    with pytest.raises(ValueError, match=f"side is {side}; accepted: 64 to 4096"):
+        replace(RECIPE, side=side)
+    assert [replace(RECIPE, side=good).side for good in (0, 64, 4096)] == [0, 64, 4096]
+
+
 def test_a_recipe_without_prompts_is_refused() -> None:
     with pytest.raises(ValueError, match="calibration_prompts is empty"):
         replace(RECIPE, calibration_prompts=())
@@ -136,6 +143,9 @@ def test_everything_a_recipe_says_is_in_its_digest() -> None:
         replace(RECIPE, name="other"),
         replace(RECIPE, summary="Other."),
         replace(RECIPE, overrides={"steps": "4"}),
+        replace(RECIPE, proof="steps"),
+        replace(RECIPE, side=512),
+        replace(RECIPE, loras={"a.safetensors": 1.0}),
         replace(RECIPE, calibration_prompts=("a blue circle",)),
         replace(RECIPE, targets={"coreml": TargetRecipe({"denoiser": floors}, Floors(40, 40))}),
     ]

@@ -108,6 +108,16 @@ def test_the_journal_tells_as_it_happens() -> None:
     assert short == Step("short", 0.0, reused=True)
 
 
+def test_the_journal_passes_on_how_far_a_step_is() -> None:
+    heard: list[tuple[int, int]] = []
+    journal = Journal(part=lambda done, of: heard.append((done, of)))
+    with journal.step("long"):
+        journal.part(1, 3)
+        journal.part(2, 3)
+    assert heard == [(1, 3), (2, 3)]
+    Journal().part(1, 3)  # nobody listens
+
+
 def test_the_journal_has_no_entry_for_a_step_that_failed() -> None:
     journal = Journal()
     with pytest.raises(ValueError, match="no"), journal.step("broken"):

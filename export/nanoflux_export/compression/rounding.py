@@ -38,7 +38,7 @@ def rounded(module: nn.Module, scheme: Scheme, *, half_constants: bool = True) -
     if scheme.kind == "palette":
         check_palette(scheme)
     twin = copy.deepcopy(module)
-    axes = _output_axes(twin)
+    axes = output_axes(twin)
     for name, tensor in chain(twin.named_parameters(), twin.named_buffers()):
         if tensor.is_floating_point() and (half_constants or id(tensor) in axes):
             tensor.copy_(_stored(name, tensor, scheme, axes.get(id(tensor))))
@@ -61,7 +61,7 @@ def half(name: str, tensor: Tensor) -> Tensor:
     return nearest
 
 
-def _output_axes(module: nn.Module) -> dict[int, int]:
+def output_axes(module: nn.Module) -> dict[int, int]:
     """The axis of output channels of every compressible weight, by the tensor's identity."""
     return {
         id(layer.weight): axis

@@ -20,7 +20,6 @@ from nanoflux_mobile.models.nanoflux import (
     Attention,
     DoubleBlock,
     FeedForward,
-    NanoFlux,
     Rope,
     SingleBlock,
 )
@@ -125,27 +124,90 @@ class MobileSingleBlock(nn.Module):
         return x + m[2] * self.out(torch.cat((rotary_attend(self.qkv(h), tables), mlp), 1))
 
 
-class MobileDenoiser(nn.Module):
-    """Velocity of packed latents for one step's table."""
+class Rotary(nn.Module):
+    """Keeps the RoPE tables of one grid; equal tables of all blocks are stored once.
 
-    def __init__(self, source: NanoFlux, rope: Rope) -> None:
+    `grid` names them: a block that runs at two resolutions has tables under two names.
+    """
+
+    def __init__(self, rope: Rope, grid: str) -> None:
         super().__init__()
-        self.cos, self.sin = (
-            nn.Parameter(table.T[None, None].contiguous(), requires_grad=False) for table in rope
-        )
-        self.x_embedder = conv1x1(source.x_embedder)
-        self.context_embedder = conv1x1(source.context_embedder)
-        self.doubles = nn.ModuleList(MobileDoubleBlock(b) for b in source.transformer_blocks)
-        self.singles = nn.ModuleList(MobileSingleBlock(b) for b in source.single_transformer_blocks)
-        self.proj_out = conv1x1(source.proj_out)
+        self.names = (f"cos_{grid}", f"sin_{grid}")
+        for name, table in zip(self.names, rope, strict=True):
+            columns = table.T[None, None].contiguous()
+            self.register_parameter(name, nn.Parameter(columns, requires_grad=False))
 
-    def forward(self, latents: Tensor, text_states: Tensor, step_table: Tensor) -> Tensor:
-        """(1, C, 1, S), (1, J, 1, T), (1, D, 1, N) -> velocity (1, C, 1, S)."""
-        rows, tables = step_table.split(1, 3), (self.cos, self.sin)
-        x, y = self.x_embedder(latents), self.context_embedder(text_states)
-        for i, block in enumerate(self.doubles):
-            x, y = block(x, y, rows[12 * i : 12 * i + 12], tables)
-        h, start = torch.cat((y, x), 3), 12 * len(self.doubles)
-        for i, block in enumerate(self.singles):
-            h = block(h, rows[start + 3 * i : start + 3 * i + 3], tables)
-        return self.proj_out(modulate(h[:, :, :, y.shape[3] :], rows[-2], rows[-1]))
+    @property
+    def tables(self) -> Tables:
+        """Cosine and sine, each (1, 1, K/2, L)."""
+        cos, sin = (self.get_parameter(name) for name in self.names)
+        return cos, sin
+
+
+class RowsStage(nn.Module):
+    """The step table cut into the rows of each block, in the order the network uses them."""
+
+    def __init__(self, counts: tuple[int, ...]) -> None:
+        super().__init__()
+        self.counts = counts
+
+    def forward(self, step_table: Tensor) -> tuple[Tensor, ...]:
+        """(1, D, 1, N) -> one (1, D, 1, n) per block."""
+        return step_table.split(self.counts, 3)
+
+
+class EmbedStage(nn.Module):
+    """Latents and text states to tokens of the width."""
+
+    def __init__(self, x_embedder: nn.Linear, context_embedder: nn.Linear) -> None:
+        super().__init__()
+        self.x_embedder, self.context_embedder = conv1x1(x_embedder), conv1x1(context_embedder)
+
+    def forward(self, latents: Tensor, text_states: Tensor) -> tuple[Tensor, Tensor]:
+        """(1, C, 1, S) and (1, J, 1, T) -> (1, D, 1, S) and (1, D, 1, T)."""
+        return self.x_embedder(latents), self.context_embedder(text_states)
+
+
+class DoubleStage(Rotary):
+    """A double block with its tables."""
+
+    def __init__(self, block: DoubleBlock, rope: Rope, grid: str) -> None:
+        super().__init__(rope, grid)
+        self.block = MobileDoubleBlock(block)
+
+    def forward(self, x: Tensor, y: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Image (1, D, 1, S) and text (1, D, 1, T) in and out; rows are (1, D, 1, 12)."""
+        return self.block(x, y, rows.split(1, 3), self.tables)
+
+
+class JoinStage(nn.Module):
+    """Text and image as one sequence."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """(1, D, 1, S) and (1, D, 1, T) -> (1, D, 1, L), text first."""
+        return torch.cat((y, x), 3)
+
+
+class SingleStage(Rotary):
+    """A single block with its tables."""
+
+    def __init__(self, block: SingleBlock, rope: Rope, grid: str) -> None:
+        super().__init__(rope, grid)
+        self.block = MobileSingleBlock(block)
+
+    def forward(self, h: Tensor, rows: Tensor) -> Tensor:
+        """(1, D, 1, L) in and out; rows are (1, D, 1, 3)."""
+        return self.block(h, rows.split(1, 3), self.tables)
+
+
+class VelocityStage(nn.Module):
+    """The last norm and projection, of the image tokens alone."""
+
+    def __init__(self, proj_out: nn.Linear, text_tokens: int) -> None:
+        super().__init__()
+        self.proj_out, self.text_tokens = conv1x1(proj_out), text_tokens
+
+    def forward(self, h: Tensor, rows: Tensor) -> Tensor:
+        """(1, D, 1, L) and (1, D, 1, 2) -> velocity (1, C, 1, S)."""
+        shift, scale = rows.split(1, 3)
+        return self.proj_out(modulate(h[:, :, :, self.text_tokens :], shift, scale))

@@ -19,11 +19,16 @@ def conv1x1(linear: nn.Linear, rows: Tensor | None = None, scale: float = 1.0) -
         rows: an order to put its outputs in.
         scale: a factor on its outputs, folded into weight and bias.
     """
-    order = torch.arange(linear.out_features) if rows is None else rows
+
+    def changed(tensor: Tensor) -> Tensor:
+        # Most layers change nothing; their weights, hundreds of megabytes in all, are not copied.
+        ordered = tensor.detach() if rows is None else tensor.detach()[rows]
+        return ordered if scale == 1.0 else ordered * scale
+
     with torch.device("meta"):
         conv = nn.Conv2d(linear.in_features, linear.out_features, 1, bias=linear.bias is not None)
-    state = {"weight": (linear.weight.detach()[order] * scale)[:, :, None, None].contiguous()}
+    state = {"weight": changed(linear.weight)[:, :, None, None]}
     if linear.bias is not None:
-        state["bias"] = linear.bias.detach()[order] * scale
+        state["bias"] = changed(linear.bias)
     conv.load_state_dict(state, assign=True)
     return conv.requires_grad_(False)

@@ -133,17 +133,36 @@ def test_a_picture_is_all_runs_of_all_graphs() -> None:
     assert told.image.low < told.image.mid < told.image.high
 
 
-def test_a_student_of_two_resolutions_runs_each_for_its_half() -> None:
+def test_a_student_of_two_resolutions_runs_low_for_as_many_steps_as_its_schedule_says() -> None:
     low, full = (
         dataclasses.replace(block(weight_bytes=size), function=name)
         for name, size in (("step_low", 60_000_000), ("step_full", 600_000_000))
     )
-    told = predict(cost(low, full), plan(steps=5), phone())
-    assert {call.function: call.runs for call in told.calls} == {"step_low": 2, "step_full": 3}
-    assert told.step.mid == pytest.approx((2 * 0.002 + 3 * 0.011) / 5, rel=EXACT)
+    there = dataclasses.replace(plan(steps=5), low_steps=3)
+    told = predict(cost(low, full), there, phone())
+    assert {call.function: call.runs for call in told.calls} == {"step_low": 3, "step_full": 2}
+    assert told.step.mid == pytest.approx((3 * 0.002 + 2 * 0.011) / 5, rel=EXACT)
+    halved = dataclasses.replace(plan(steps=2), low_steps=1)  # 3 of 5 steps, as near as it goes
+    by_name = {advice.change: advice.image_s for advice in told.advice}
+    expected = predict(cost(low, full), halved, phone()).image.mid
+    assert by_name["half as many steps"] == pytest.approx(expected, rel=EXACT)
     odd = dataclasses.replace(low, function="step_tiny")
     with pytest.raises(InputError, match="accepted: one function, or step_full and step_low"):
         predict(cost(odd, full), plan(), phone())
+
+
+@pytest.mark.parametrize(("low_steps", "left_out"), [(0, "step_low"), (4, "step_full")])
+def test_a_function_that_no_step_runs_costs_nothing(low_steps: int, left_out: str) -> None:
+    functions = [
+        dataclasses.replace(block(weight_bytes=60_000_000), function=name)
+        for name in ("step_low", "step_full")
+    ]
+    used = [b for b in functions if b.function != left_out]
+    there = dataclasses.replace(plan(steps=4), low_steps=low_steps)
+    told = predict(cost(*functions, crossings=2), there, phone())
+    alone = predict(cost(*used, crossings=2), plan(steps=4), phone())
+    assert [call.function for call in told.calls] == [b.function for b in used]
+    assert told.image == alone.image
 
 
 def test_limits_are_named() -> None:
@@ -335,6 +354,7 @@ def test_a_bundle_is_predicted_from_its_own_files(tmp_path: Path) -> None:
     told = predict_bundle(tmp_path, load_device("iphone-16-pro-max"))
     manifest = read_manifest(tmp_path)
     assert told.steps == len(manifest.sigmas) - 1
+    assert plan_of(dataclasses.replace(manifest, low_steps=2)).low_steps == 2
     assert {call.component for call in told.calls} == {e.name for e in manifest.components}
     strange = dataclasses.replace(manifest.components[0], compute_unit="abacus")
     with pytest.raises(InputError, match="compute unit 'abacus' is unknown"):

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 ct = pytest.importorskip("coremltools")
 
-from nanoflux_export.graph import MobileGraph  # noqa: E402
+from nanoflux_export.graph import MobileGraph, one_segment  # noqa: E402
 from nanoflux_export.targets.coreml import target  # noqa: E402
 from nanoflux_export.targets.coreml.cost import cost, part_of  # noqa: E402
 from nanoflux_mobile.cost import BlockCost, Cost, read_cost  # noqa: E402
@@ -44,11 +44,11 @@ def graph_of(module: nn.Module, shape: tuple[int, ...]) -> MobileGraph:
         TensorSpec(name, tuple(f"axis {i}" for i in range(len(size))), size, "float32")
         for name, size in (("x", shape), ("y", made))
     )
-    return MobileGraph(Component("denoiser", (x,), (y,)), module)
+    return one_segment(Component("denoiser", (x,), (y,)), module)
 
 
 def package(module: nn.Module, shape: tuple[int, ...], path: Path) -> Path:
-    target.convert(graph_of(module, shape), path)
+    target.write(graph_of(module, shape), parse_scheme("fp16"), path)
     return path
 
 
@@ -96,12 +96,12 @@ def test_one_layer_by_hand(tmp_path: Path) -> None:
     path = package(Layer(), (1, 64, 1, 32), tmp_path / "x.mlpackage")
     narrow, wide = 64 * 32 * 2, 96 * 32 * 2  # bytes in half precision
     cast_in, conv, relu, cast_out = 3 * narrow, narrow + wide, 2 * wide, 3 * wide
-    assert cost(path, "text_encoder") == Cost(
+    assert cost(path, "denoiser") == Cost(
         "cost/1",
         "coreml",
         (
             BlockCost(
-                component="text_encoder",
+                component="denoiser",
                 function="main",
                 block="up",
                 macs=64 * 96 * 32,
@@ -159,51 +159,73 @@ def test_weights_are_counted_as_stored(micro: Any, component: str) -> None:
     assert sum(block.weight_bytes for block in mine) == stored_bytes(path)
 
 
-@pytest.mark.parametrize("scheme", ["palette4", "palette4-g16", "palette8"])
-def test_palettes_weigh_their_indices_and_entries(tmp_path: Path, scheme: str) -> None:
-    kind = parse_scheme(scheme)
-    dense = package(nn.Conv2d(64, 64, 1, bias=False), (1, 64, 1, 32), tmp_path / "x.mlpackage")
-    small = tmp_path / "small.mlpackage"
-    target.compress(dense, kind, small)
-    (block,) = cost(small, "denoiser").blocks
-    palettes = 64 // kind.group if kind.group else 1
-    assert block.weight_bytes == 64 * 64 * kind.bits // 8 + palettes * 2**kind.bits * 2
+def test_palettes_weigh_their_indices_and_entries(tmp_path: Path) -> None:
+    graph = graph_of(nn.Conv2d(64, 64, 1, bias=False), (1, 64, 1, 32))
+    for scheme in map(parse_scheme, ("palette4", "palette4-g16", "palette8")):
+        target.write(graph, scheme, tmp_path / "x.mlpackage")
+        (block,) = cost(tmp_path / "x.mlpackage", "denoiser").blocks
+        palettes = 64 // scheme.group if scheme.group else 1
+        indices = 64 * 64 * scheme.bits // 8
+        assert block.weight_bytes == indices + palettes * 2**scheme.bits * 2
 
 
 def test_every_function_is_counted_with_its_own_shapes(tmp_path: Path) -> None:
     """Two functions of one set of weights, the second on twice as many tokens."""
     layer = nn.Conv2d(64, 64, 1)
-    both = ct.utils.MultiFunctionDescriptor()
-    for name, tokens in (("step_low", 32), ("step_full", 64)):
-        part = package(layer, (1, 64, 1, tokens), tmp_path / f"{name}.mlpackage")
-        both.add_function(str(part), "main", name)
-    both.default_function_name = "step_full"
+    ends = {"step_low": (1, 64, 1, 32), "step_full": (1, 64, 1, 64)}
+    functions = {name: graph_of(layer, shape).functions["main"] for name, shape in ends.items()}
     path = tmp_path / "both.mlpackage"
-    ct.utils.save_multifunction(both, str(path))
+    target.write(MobileGraph("denoiser", functions), parse_scheme("fp16"), path)
     full, low = cost(path, "denoiser").blocks
     assert (full.function, low.function) == ("step_full", "step_low")
     assert full.macs == 2 * low.macs == 64 * 64 * 64
     assert full.activation_bytes == 2 * low.activation_bytes
-    assert full.weight_bytes == low.weight_bytes == (64 * 64 + 64) * 2
+    assert full.weight_bytes == low.weight_bytes == (64 * 64 + 64) * 2 == stored_bytes(path)
+
+
+class Pair(nn.Module):
+    """Two layers of equal values, each with a sum behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(nn.Conv2d(64, 64, 1) for _ in range(2))
+        with torch.no_grad():
+            self.layers[1].bias.copy_(self.layers[0].bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.layers[0](x)
+        return x + self.layers[1](x)
+
+
+def test_a_stored_value_under_two_names_is_there_once_and_tells_no_block(tmp_path: Path) -> None:
+    path = package(Pair(), (1, 64, 1, 32), tmp_path / "x.mlpackage")
+    blocks = cost(path, "denoiser").blocks
+    assert [(block.block, block.macs) for block in blocks] == [
+        ("layers_0", 64 * 64 * 32),
+        ("layers_1", 64 * 64 * 32),
+    ]
+    assert sum(block.weight_bytes for block in blocks) == stored_bytes(path)
+    assert stored_bytes(path) == (2 * 64 * 64 + 64) * 2
 
 
 @pytest.mark.parametrize(
     ("weight", "part"),
     [
-        ("doubles_0_image_q_weight_to_fp16_palettized", "doubles_0"),
-        ("singles_11_out_weight_to_fp16", "singles_11"),
-        ("blocks_3_feed_wi_0_weight_to_fp16", "blocks_3"),
-        ("decoder_up_blocks_1_resnets_0_conv1_weight_to_fp16", "decoder_up_blocks_1"),
-        ("decoder_conv_in_weight_to_fp16", "decoder_conv_in"),
-        ("x_embedder_weight", "x_embedder"),
-        ("doubles_0_image_q_bias_to_fp16", ""),
-        ("var_69_to_fp16", ""),
-        ("op_5_0", ""),
+        ("doubles_3__block_image_q_weight", "doubles_3"),
+        ("singles_11__block_out_weight", "singles_11"),
+        ("embed__x_embedder_weight", "embed"),
+        ("blocks_3__block_feed_wi_0_weight", "blocks_3"),
+        ("decoder__decoder_up_blocks_1_resnets_0_conv1_weight", "decoder_up_blocks_1"),
+        ("decoder__decoder_conv_in_weight", "decoder_conv_in"),
+        ("decoder__weight", ""),
+        ("doubles0_var_69_to_fp16", ""),
+        ("doubles_3_5_op_5_0", ""),
         ("", ""),
     ],
 )
 def test_the_name_of_a_weight_tells_its_part(weight: str, part: str) -> None:
-    assert part_of(weight) == part
+    assert part_of(weight, "decoder") == part
 
 
 def test_refuses_what_is_no_package(tmp_path: Path) -> None:

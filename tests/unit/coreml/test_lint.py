@@ -12,15 +12,16 @@ from torch import Tensor, nn
 
 pytest.importorskip("coremltools")
 
-from nanoflux_export.graph import MobileGraph
+from nanoflux_export.graph import MobileGraph, one_segment
 from nanoflux_export.targets.coreml import target
-from nanoflux_export.targets.coreml.lint_rules import RULES, Graph
+from nanoflux_export.targets.coreml.lint_rules import RULES, Graph, Rule
 from nanoflux_export.targets.coreml.program import Function, Literal, Operation, TensorType
 from nanoflux_mobile.errors import InputError
-from nanoflux_mobile.spec import Component, TensorSpec
+from nanoflux_mobile.spec import Component, TensorSpec, parse_scheme
 
 Shape = tuple[int | None, ...]
 GIB = 1 << 30
+FP16 = parse_scheme("fp16")
 
 
 def _count(rule: str, graph: Graph) -> int:
@@ -171,7 +172,8 @@ def test_a_saved_package_is_read_without_running_it(tmp_path: Path) -> None:
     tokens = TensorSpec("tokens", ("batch", "tokens"), (1, 32), "int32")
     states = TensorSpec("states", ("batch", "tokens", "channels"), (1, 32, 64), "float32")
     path = tmp_path / "rows.mlpackage"
-    target.convert(MobileGraph(Component("text_encoder", (tokens,), (states,)), Rows()), path)
+    graph = one_segment(Component("text_encoder", (tokens,), (states,)), Rows())
+    target.write(graph, FP16, path)
     findings = target.lint(path, "text_encoder")
     assert {finding.rule: finding.count for finding in findings} == {
         "linear-layer": 2,
@@ -185,8 +187,27 @@ def test_a_graph_in_mobile_form_has_no_findings(tmp_path: Path) -> None:
     axes = ("batch", "channels", "one", "tokens")
     x, y = (TensorSpec(name, axes, (1, 64, 1, 32), "float32") for name in "xy")
     path = tmp_path / "channels.mlpackage"
-    target.convert(MobileGraph(Component("denoiser", (x,), (y,)), Channels()), path)
+    target.write(one_segment(Component("denoiser", (x,), (y,)), Channels()), FP16, path)
     assert target.lint(path, "denoiser") == ()
+
+
+def test_what_functions_share_counts_once_and_what_they_do_in_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    axes, layer = ("batch", "channels", "one", "tokens"), Channels()
+    functions = {}
+    for name, tokens in (("step_low", 32), ("step_full", 64)):
+        x, y = (TensorSpec(n, axes, (1, 64, 1, tokens), "float32") for n in "xy")
+        functions[name] = one_segment(Component("denoiser", (x,), (y,)), layer).functions["main"]
+    path = tmp_path / "both.mlpackage"
+    target.write(MobileGraph("denoiser", functions), FP16, path)
+
+    def convolution(graph: Graph) -> int:
+        return len(graph.kinds("conv"))
+
+    rules = (Rule(convolution, "none", stored=stored) for stored in (True, False))
+    monkeypatch.setattr("nanoflux_export.targets.coreml.lint.RULES", tuple(rules))
+    assert [finding.count for finding in target.lint(path, "denoiser")] == [1, 2]
 
 
 def test_refuses_what_is_no_package(tmp_path: Path) -> None:

@@ -16,10 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanoflux_export.graph import MobileGraph, Runner
-from nanoflux_export.targets.litert.convert import convert
-from nanoflux_export.targets.litert.quantise import compress
+from nanoflux_export.graph import Runner, one_segment
 from nanoflux_export.targets.litert.run import load
+from nanoflux_export.targets.litert.write import write
 from nanoflux_mobile.spec import Component, TensorSpec, parse_scheme
 
 pytest.importorskip("litert_torch")
@@ -80,34 +79,36 @@ DECODER = Component("decoder", (_spec("latents", 1, 4, 8, 8),), (_spec("image", 
 
 @dataclass(frozen=True)
 class Saved:
-    """A graph, its files by scheme, and inputs to run them with."""
+    """A module, its files by scheme, and inputs to run them with."""
 
-    graph: MobileGraph
+    component: Component
+    module: nn.Module
     files: Mapping[str, Path]
     inputs: Mapping[str, np.ndarray]
 
     def runner(self, scheme: str) -> Runner:
-        return load(self.files[scheme], self.graph.component)
+        return load(self.files[scheme], self.component)
 
     def expected(self, rounded: Callable[[Tensor], Tensor] | None = None) -> dict[str, np.ndarray]:
         """What torch says in float32; weights of convolutions and embeddings through `rounded`."""
-        module = copy.deepcopy(self.graph.module)
+        module = copy.deepcopy(self.module)
         with torch.no_grad():
             for part in module.modules():
                 if rounded and isinstance(part, nn.Conv2d | nn.Embedding):
                     part.weight.copy_(rounded(part.weight))
             values = module(*(torch.from_numpy(value) for value in self.inputs.values()))
         values = (values,) if isinstance(values, Tensor) else values
-        names = [spec.name for spec in self.graph.component.outputs]
+        names = [spec.name for spec in self.component.outputs]
         return {name: value.numpy() for name, value in zip(names, values, strict=True)}
 
 
-def _saved(graph: MobileGraph, folder: Path, inputs: Mapping[str, np.ndarray]) -> Saved:
-    files = {scheme: folder / f"{scheme}.tflite" for scheme in ("fp32", "fp16", "int8")}
-    convert(graph, files["fp32"])
-    for scheme in ("fp16", "int8"):
-        compress(files["fp32"], parse_scheme(scheme), files[scheme])
-    return Saved(graph, files, inputs)
+def _saved(
+    component: Component, module: nn.Module, folder: Path, inputs: Mapping[str, np.ndarray]
+) -> Saved:
+    files = {scheme: folder / f"{scheme}.tflite" for scheme in ("fp16", "int8")}
+    for scheme, path in files.items():
+        write(one_segment(component, module), parse_scheme(scheme), path)
+    return Saved(component, module, files, inputs)
 
 
 def _normal(*shape: int, seed: int) -> np.ndarray:
@@ -116,18 +117,18 @@ def _normal(*shape: int, seed: int) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def block(tmp_path_factory: pytest.TempPathFactory) -> Saved:
-    """The transformer block, saved as fp32, fp16 and int8."""
+    """The transformer block, saved as fp16 and int8."""
     torch.manual_seed(0)
     inputs = {
         "latents": _normal(1, D, 1, S, seed=1),
         "token_ids": np.array([[0, 3, 49, 7, 7, 1, 2, 0]], np.int32),
     }
-    return _saved(MobileGraph(BLOCK, Block()), tmp_path_factory.mktemp("block"), inputs)
+    return _saved(BLOCK, Block(), tmp_path_factory.mktemp("block"), inputs)
 
 
 @pytest.fixture(scope="session")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Saved:
-    """The decoder, saved as fp32, fp16 and int8."""
+    """The decoder, saved as fp16 and int8."""
     torch.manual_seed(1)
     inputs = {"latents": _normal(1, 4, 8, 8, seed=2)}
-    return _saved(MobileGraph(DECODER, Decoder()), tmp_path_factory.mktemp("decoder"), inputs)
+    return _saved(DECODER, Decoder(), tmp_path_factory.mktemp("decoder"), inputs)

@@ -33,26 +33,26 @@ def test_runs_are_independent_and_repeatable(block):
 )
 def test_other_inputs_are_refused(block, change, message):
     with pytest.raises(InputError, match=message):
-        block.runner("fp32")(change(block.inputs))
+        block.runner("fp16")(change(block.inputs))
 
 
 def test_a_file_of_another_component_is_refused(block, decoder):
     with pytest.raises(InputError, match=r"float32 \(1, 4, 8, 8\), but denoiser takes"):
-        load(decoder.files["fp32"], block.graph.component)
+        load(decoder.files["fp16"], block.component)
 
 
 def test_outputs_under_another_name_are_refused(decoder):
-    (image,) = decoder.graph.component.outputs
+    (image,) = decoder.component.outputs
     renamed = dataclasses.replace(
-        decoder.graph.component, outputs=(dataclasses.replace(image, name="pixels"),)
+        decoder.component, outputs=(dataclasses.replace(image, name="pixels"),)
     )
     with pytest.raises(InputError, match=r"returns image .* but decoder returns pixels"):
-        load(decoder.files["fp32"], renamed)
+        load(decoder.files["fp16"], renamed)
 
 
 def test_no_file_is_refused(tmp_path, decoder):
     with pytest.raises(InputError, match="cannot read"):
-        load(tmp_path / "absent.tflite", decoder.graph.component)
+        load(tmp_path / "absent.tflite", decoder.component)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x00" * 64, b"\x1c\x00\x00\x00TFL3"])
@@ -60,17 +60,17 @@ def test_other_files_are_refused(tmp_path, decoder, content):
     path = tmp_path / "x.tflite"
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"damaged or not a \.tflite file"):
-        load(path, decoder.graph.component)
+        load(path, decoder.component)
 
 
-@pytest.mark.parametrize("scheme", ["fp32", "int8"])
+@pytest.mark.parametrize("scheme", ["fp16", "int8"])
 def test_a_file_cut_short_is_refused_in_python(tmp_path, block, scheme):
     """Every way of cutting: none reaches native code."""
     whole, path = block.files[scheme].read_bytes(), tmp_path / "cut.tflite"
     for length in range(0, len(whole), len(whole) // 40):
         path.write_bytes(whole[:length])
         with pytest.raises(InputError, match="damaged"):
-            load(path, block.graph.component)
+            load(path, block.component)
 
 
 def test_overwritten_files_are_read_or_refused(tmp_path, block):

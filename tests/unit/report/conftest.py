@@ -13,8 +13,10 @@ from nanoflux_export.work import Step
 from nanoflux_mobile.manifest import (
     Artifact,
     Canvas,
+    Chunk,
     ComponentEntry,
     Finding,
+    Interface,
     Manifest,
     MemoryStep,
     RecipeEntry,
@@ -67,16 +69,16 @@ def make_manifest(
     recipe="fp16", target="coreml", scheme="fp16", weights=2_345_678, psnr=81.27, **more
 ):
     tensor = TensorSpec("latents", ("batch",), (1,), "float32")
+    face = {"main": Interface((tensor,), (tensor,))}
+    chunk = Chunk("components/denoiser.mlpackage", weights, face)
     entry = ComponentEntry(
         name="denoiser",
-        path="components/denoiser.mlpackage",
         scheme=scheme,
         compute_unit="cpuAndNeuralEngine",
-        functions=("main",),
-        weight_bytes=weights,
         inputs=(tensor,),
         outputs=(tensor,),
         floors=Floors(60.0, 30.0),
+        chunks=(chunk,),
     )
     plan = (MemoryStep("load", "denoiser", weights), MemoryStep("unload", "denoiser", 0))
     made = Manifest(
@@ -89,6 +91,7 @@ def make_manifest(
         memory_plan=plan,
         canvas=Canvas(16, 8, 8, 1, 64),
         sigmas=(1.0, 0.5, 0.0),
+        low_steps=0,
         tokenizer=TokenizerEntry("tokenizer/tokenizer.json", "<pad>", 16),
         image_floors=Floors(40.0, 15.0),
         parity=(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nanoflux_export.blocks import Graph, Op, Value, file_cost
@@ -27,7 +27,6 @@ _RESHAPES = ("expand_dims", "reshape", "squeeze")
 _LOOKUPS = ("gather",)
 _PICKS = (*_LOOKUPS, "slice_by_index", "slice_by_size", "split")
 _NUMBERED = re.compile(r"(.+?_\d+)_")
-_WEIGHT = re.compile(r"(.+)_weight")
 
 
 def cost(path: Path, component: str) -> Cost:
@@ -39,33 +38,51 @@ def cost(path: Path, component: str) -> Cost:
     package = open_package(path)
     with reading(path):
         names = sorted(package.model.mlProgram.functions)
-        return file_cost("coreml", component, [_graph(package, name) for name in names])
+        return file_cost("coreml", component, [_graph(package, component, name) for name in names])
 
 
-def part_of(weight: str) -> str:
-    """What part of the network a weight's name tells: doubles_0 of doubles_0_image_q_weight.
+def part_of(weight: str, component: str) -> str:
+    """What part of the network a weight's name tells: doubles_3 of doubles_3__image_q_weight.
 
-    That is all of the path up to the first number in it, or the whole module where there is none;
-    nothing for other constants: coremltools stores equal biases once, under one of their names.
+    That is the segment the weight belongs to. Where that is the whole component, it is the path
+    up to the first number in it, or else the module; nothing for constants that are no weights.
     """
-    module = _WEIGHT.match(weight)
-    found = module and (_NUMBERED.match(module[0]) or module)
-    return found[1] if found else ""
+    segment, sign, parameter = weight.partition("__")
+    if not sign or segment != component:
+        return segment if sign else ""
+    module = parameter.rpartition("_")[0]
+    numbered = _NUMBERED.match(parameter)
+    return numbered[1] if numbered else module
 
 
-def _graph(package: Package, name: str) -> Graph:
+def _graph(package: Package, component: str, name: str) -> Graph:
     function = read_function(package, name)
     types = dict(function.inputs)
     for operation in function.operations:
         types |= operation.outputs
     values = {key: Value(packed_bytes(made.dtype, fixed(made))) for key, made in types.items()}
-    for key, literal in function.literals.items():
-        if literal.stored_bytes:
-            values[key] = Value(literal.stored_bytes, constant=True, part=part_of(key))
-        types[key] = literal.type
+    types |= {key: literal.type for key, literal in function.literals.items()}
     shapes = _Shapes(function, types)
-    ops = tuple(_op(operation, shapes) for operation in function.operations)
-    return Graph(name, values, tuple(function.inputs), tuple(function.outputs), ops)
+    known_as: dict[str, str] = {}
+    for names in _stored(function).values():
+        parts = {part_of(key, component) for key in names}
+        part = parts.pop() if len(parts) == 1 else ""
+        values[names[0]] = Value(function.literals[names[0]].stored_bytes, True, part)
+        known_as |= dict.fromkeys(names, names[0])
+    ops = (_op(operation, shapes) for operation in function.operations)
+    named = tuple(
+        replace(op, inputs=tuple(known_as.get(key, key) for key in op.inputs)) for op in ops
+    )
+    return Graph(name, values, tuple(function.inputs), tuple(function.outputs), named)
+
+
+def _stored(function: Function) -> dict[tuple[int, ...], list[str]]:
+    """The names of every stored constant: several have the values of several weights."""
+    found: dict[tuple[int, ...], list[str]] = {}
+    for key, literal in function.literals.items():
+        if literal.place:
+            found.setdefault(literal.place, []).append(key)
+    return found
 
 
 @dataclass(frozen=True)

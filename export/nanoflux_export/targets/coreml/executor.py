@@ -9,6 +9,7 @@ not bit-equal to one: order of accumulation and the inside of fused ops differ.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -30,12 +31,22 @@ from nanoflux_export.targets.coreml.plan import (
     round_to_fp16,
     to_tensor,
 )
-from nanoflux_export.targets.coreml.program import Function, TensorType, op_kinds, read_function
+from nanoflux_export.targets.coreml.program import (
+    Function,
+    TensorType,
+    fixed,
+    op_kinds,
+    read_function,
+)
 from nanoflux_mobile.errors import InputError, NanofluxError
 
 __all__ = ["Executor", "OpFailed", "ShapeMismatch", "UnsupportedOp", "load"]
 
 Precision = Literal["fp32", "fp16"]
+_KEPT_BYTES = 1 << 30
+"""Of dense constants an executor keeps between calls. Where there are more, those of a megabyte
+and up are decoded when an op needs them and dropped, so that any package runs in little memory."""
+_SMALL_BYTES = 1 << 20
 _KINDS = {"fp16": "f", "fp32": "f", "bool": "b"}  # numpy kinds an input may have; else integers
 
 
@@ -48,7 +59,7 @@ class OpFailed(NanofluxError):
 
 
 class Executor:
-    """One function of a package, ready to be called with its inputs by name.
+    """One function of a package of any size, ready to be called with its inputs by name.
 
     `inputs` and `outputs` map names to what the program declares (`TensorType`: dtype, shape).
     """
@@ -61,6 +72,7 @@ class Executor:
         self._plan = plan
         self._rounds = rounds
         self._constants: list[Tensor | None] = []
+        self._streamed = _streamed(plan)
         self._checked = False
 
     def __call__(self, /, **inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
@@ -74,7 +86,7 @@ class Executor:
         slots = self._start(inputs)
         with torch.inference_mode():
             for step in self._plan.steps:
-                result = self._run(step, [slots[slot] for slot in step.inputs])
+                result = self._run(step, [self._value(slots, slot) for slot in step.inputs])
                 results = result if isinstance(result, tuple) else (result,)
                 if not self._checked:
                     _check(step, results)
@@ -85,11 +97,17 @@ class Executor:
         self._checked = True
         return {name: _to_numpy(slots[slot]) for name, slot in self._plan.outputs.items()}
 
+    def _value(self, slots: list[Tensor | None], slot: int) -> Tensor | None:
+        if slot not in self._streamed:
+            return slots[slot]
+        with reading(self._path):
+            return to_tensor(self._plan.literals[slot].read())
+
     def _start(self, inputs: Mapping[str, NDArray[Any]]) -> list[Tensor | None]:
         tensors = _prepare(inputs, self.inputs)
         if not self._constants:
             with reading(self._path):
-                self._constants = _constants(self._plan)
+                self._constants = _constants(self._plan, self._streamed)
         slots = self._constants.copy()
         for name, slot in self._plan.inputs.items():
             half = self._rounds and self.inputs[name].dtype == "fp16"
@@ -133,10 +151,22 @@ def load(path: Path, *, precision: Precision = "fp32", function: str = "main") -
     return Executor(path, graph, plan, rounds=rounds)
 
 
-def _constants(plan: Plan) -> list[Tensor | None]:
+def _streamed(plan: Plan) -> frozenset[int]:
+    """The constants that are decoded anew for each op: the large ones, if there are many."""
+    floats = np.dtype(np.float32).itemsize
+    sizes = {slot: floats * math.prod(fixed(c.type)) for slot, c in plan.literals.items()}
+    if sum(sizes.values()) <= _KEPT_BYTES:
+        return frozenset()
+    outputs = plan.outputs.values()
+    large = (slot for slot, size in sizes.items() if size >= _SMALL_BYTES)
+    return frozenset(slot for slot in large if slot not in outputs)
+
+
+def _constants(plan: Plan, streamed: frozenset[int]) -> list[Tensor | None]:
     slots: list[Tensor | None] = [None] * plan.slots
     for slot, literal in plan.literals.items():
-        slots[slot] = to_tensor(literal.read())
+        if slot not in streamed:
+            slots[slot] = to_tensor(literal.read())
     return slots
 
 

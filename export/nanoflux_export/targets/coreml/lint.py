@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from nanoflux_export.graph import Finding
 from nanoflux_export.targets.coreml.lint_rules import RULES, Graph
 from nanoflux_export.targets.coreml.package import Package, open_package, reading
-from nanoflux_export.targets.coreml.program import read_function
+from nanoflux_export.targets.coreml.program import Function, read_function
 from nanoflux_export.targets.coreml.quiet import quiet
 
 
 def lint(path: Path, component: str) -> tuple[Finding, ...]:
     """One finding per broken rule of `lint_rules.RULES`, its count summed over all functions.
 
-    `component` is what the findings call the graph. None of them proves where an op will run:
-    only a phone can.
+    What is wrong with a stored weight counts once, however many functions share it. `component`
+    is what the findings call the graph. None of them proves where an op will run: only a phone can.
 
     Raises:
         InputError: `path` is not a readable ML Program package.
@@ -24,7 +25,8 @@ def lint(path: Path, component: str) -> tuple[Finding, ...]:
         package = open_package(path)
     with reading(path):
         graphs = [_graph(package, name) for name in sorted(package.model.mlProgram.functions)]
-        counts = [(rule, sum(rule.count(graph) for graph in graphs)) for rule in RULES]
+        whole = [_stored(graphs)]
+        counts = [(rule, sum(map(rule.count, whole if rule.stored else graphs))) for rule in RULES]
     return tuple(
         Finding(component, rule.name, count, rule.advice) for rule, count in counts if count
     )
@@ -38,3 +40,16 @@ def _graph(package: Package, name: str) -> Graph:
         types |= operation.outputs
     sizes = [file.stat().st_size for file in package.model_folder.rglob("*.bin")]
     return Graph(function, types, max(sizes, default=0))
+
+
+def _stored(graphs: Sequence[Graph]) -> Graph:
+    """The ops of all functions that take a weight, one for each weight."""
+    types = {name: made for graph in graphs for name, made in graph.types.items()}
+    ops = {
+        op.arguments["weight"]: op
+        for graph in graphs
+        for op in graph.function.operations
+        if "weight" in op.arguments
+    }
+    size = max((graph.weight_bytes for graph in graphs), default=0)
+    return Graph(Function({}, {}, {}, tuple(ops.values())), types, size)

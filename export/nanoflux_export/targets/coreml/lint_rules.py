@@ -61,10 +61,14 @@ class Graph:
 
 @dataclass(frozen=True)
 class Rule:
-    """How often a graph breaks a rule, and what would mend it."""
+    """How often a graph breaks a rule, and what would mend it.
+
+    `stored`: the rule is about stored weights, which the functions of a file share.
+    """
 
     count: Callable[[Graph], int]
     advice: str
+    stored: bool = False
 
     @property
     def name(self) -> str:
@@ -292,14 +296,18 @@ RULES = (
     Rule(size_over_limit, "split the tensor into chunks"),
     Rule(op_off_engine, "compute it on the host, or once before the steps"),
     Rule(dilated_convolution, "use undilated kernels"),
-    Rule(weight_file_limit, "store fewer bits or split the graph into chunks"),
-    Rule(weight_file_chunk, "split the graph into chunks below 1 GB for iOS 18"),
+    Rule(weight_file_limit, "store fewer bits or split the graph into chunks", stored=True),
+    Rule(weight_file_chunk, "split the graph into chunks below 1 GB for iOS 18", stored=True),
     Rule(fused_attention, "write attention as 4-D matmul, softmax, matmul"),
     Rule(odd_einsum, "use bchq,bkhc->bkhq and bkhq,bchk->bchq, or 4-D matmul"),
     Rule(last_axis_moved, "let matmul transpose, and split heads on the channel axis"),
     Rule(subnormal_scalar, "use an epsilon of at least 6.2e-5, or rescale before"),
     Rule(infinite_mask, "mask with -40000"),
-    Rule(dma_notch, "split the layer along its input channels, unless it is palettized"),
+    Rule(
+        dma_notch,
+        "split the layer along its input channels, unless it is palettized",
+        stored=True,
+    ),
     Rule(angles_in_graph, "compute the embedding on the host in float32 and feed it in"),
 )
 """Every rule, in the order of the report."""

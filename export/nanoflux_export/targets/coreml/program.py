@@ -38,11 +38,13 @@ class Literal:
     """A constant: `read` decodes it to a numpy array, or a str, anew at each call.
 
     `stored_bytes` counts what it takes in the weight file: nothing when the program spells it out.
+    `place` says where its parts lie there: literals of one place are stored once.
     """
 
     type: TensorType
     read: Callable[[], Any]
     stored_bytes: int = 0
+    place: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,8 @@ class _Reader:
             (name,) = self.bind(f"{next(iter(proto.outputs)).name}.{parameter}", argument.arguments)
             parts[parameter] = self.literals[name]
         stored = sum(part.stored_bytes for part in parts.values())
-        return Literal(declared, partial(_decode, proto.type, parts, declared), stored)
+        place = tuple(offset for part in parts.values() for offset in part.place)
+        return Literal(declared, partial(_decode, proto.type, parts, declared), stored, place)
 
     def value(self, proto: Any) -> Literal:
         declared = tensor_type(proto.type)
@@ -156,8 +159,10 @@ class _Reader:
         if file not in self.weights:
             self.weights[file] = map_weights(inside(self.package.model_folder, file))
         shape = fixed(declared)
-        packed = find_entry(self.weights[file], proto.blobFileValue.offset, declared.dtype, shape)
-        return Literal(declared, partial(unpack, packed, declared.dtype, shape), packed.size)
+        offset = proto.blobFileValue.offset
+        packed = find_entry(self.weights[file], offset, declared.dtype, shape)
+        read = partial(unpack, packed, declared.dtype, shape)
+        return Literal(declared, read, packed.size, (offset,))
 
 
 def tensor_type(proto: Any) -> TensorType:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from nanoflux_export.graph import Summary, TensorLine
 from nanoflux_export.targets.coreml.package import Package, open_package
@@ -12,16 +13,19 @@ from nanoflux_export.targets.coreml.program import TensorType, read_function
 
 
 def summarize(path: Path) -> Summary:
-    """Ops, inputs, outputs and weight storage of a package's main function."""
+    """Weight storage of a package, its ops, and inputs and outputs by name over all functions.
+
+    A weight that two functions share counts once.
+    """
     package = open_package(path)
-    function = read_function(package, "main")
-    kinds = Counter(op.kind for op in function.operations)
+    functions = [read_function(package, name) for name in sorted(package.model.mlProgram.functions)]
+    kinds = Counter(op.kind for function in functions for op in function.operations)
     return Summary(
         format="Core ML ML Program",
         bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
         functions=tuple(sorted(package.model.mlProgram.functions)),
-        inputs=_lines(function.inputs),
-        outputs=_lines(function.outputs),
+        inputs=_lines({k: v for function in functions for k, v in function.inputs.items()}),
+        outputs=_lines({k: v for function in functions for k, v in function.outputs.items()}),
         ops=dict(kinds.most_common()),
         storage=_storage(package),
     )
@@ -32,14 +36,20 @@ def _lines(values: Mapping[str, TensorType]) -> tuple[TensorLine, ...]:
 
 
 def _storage(package: Package) -> dict[str, int]:
-    """How many weights are stored in which way."""
-    found: Counter[str] = Counter()
+    """How many weights are stored in which way; one that two functions share counts once."""
+    found: dict[tuple[int, ...], str] = {}
     for function in package.model.mlProgram.functions.values():
         for block in function.block_specializations.values():
             for op in block.operations:
-                stored = "val" in op.attributes and op.attributes["val"].HasField("blobFileValue")
-                if op.type.startswith("constexpr_"):
-                    found[op.type.removeprefix("constexpr_")] += 1
-                elif op.type == "const" and stored:
-                    found["dense"] += 1
-    return dict(found.most_common())
+                kind = "dense" if op.type == "const" else op.type
+                if kind == "dense" or kind.startswith("constexpr_"):
+                    found[_places(op)] = kind.removeprefix("constexpr_")
+    found.pop((), None)  # spelled out in the program
+    return dict(Counter(found.values()).most_common())
+
+
+def _places(op: Any) -> tuple[int, ...]:
+    """Where in the weight file a constant lies; a compressed one has several parts."""
+    bound = (binding.value for each in op.inputs.values() for binding in each.arguments)
+    values = (*op.attributes.values(), *bound)
+    return tuple(v.blobFileValue.offset for v in values if v.HasField("blobFileValue"))

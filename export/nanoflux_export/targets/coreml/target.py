@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanoflux_mobile.errors import InputError
-from nanoflux_mobile.spec import Component, Scheme
+from nanoflux_mobile.spec import Component, DType, Scheme
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from nanoflux_export.graph import Finding, MobileGraph, Precision, Runner, Summary
@@ -22,26 +23,41 @@ COMPUTE_UNIT = "cpuAndNeuralEngine"
 SCHEMES = ("fp16", "palette")
 HALF_CONSTANTS = True
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
+MAX_BYTES = 1_000_000_000
+"""More than this in one file has been refused on iPhones (Anemll issue 28)."""
+WIRES: DType = "float16"
 
 _TOOLS = ("coremltools", "torch")
 
 
-def convert(graph: MobileGraph, out: Path) -> None:
-    """Write the graph, uncompressed, to `out`; see `convert.convert`."""
-    from nanoflux_export.targets.coreml import convert as converting
+def write(
+    graph: MobileGraph,
+    scheme: Scheme,
+    out: Path,
+    on_segment: Callable[[int, int], None] = lambda done, of: None,
+) -> None:
+    """Write the graph with its weights stored as `scheme` to `out`; see `link.write`."""
+    from nanoflux_export.targets.coreml import link
 
-    converting.convert(graph, out)
-
-
-def compress(source: Path, scheme: Scheme, out: Path) -> None:
-    """Write `source` with its weights stored as `scheme` to `out`; see `compress.compress`."""
-    from nanoflux_export.targets.coreml import compress as compressing
-
-    compressing.compress(source, scheme, out)
+    link.write(graph, scheme, out, on_segment)
 
 
-def load(path: Path, component: Component, *, precision: Precision = "fp32") -> Runner:
-    """The package at `path`, ready to run here.
+def stored(path: Path) -> Callable[[str], NDArray[np.float32]]:
+    """A reader of the package's weights by name; see `Target.stored`."""
+    from nanoflux_export.targets.coreml.package import open_package
+    from nanoflux_export.targets.coreml.program import read_function
+    from nanoflux_export.targets.coreml.protos import mangled
+
+    package = open_package(path)
+    functions = (read_function(package, name) for name in package.model.mlProgram.functions)
+    literals = {key: item for function in functions for key, item in function.literals.items()}
+    return lambda name: literals[mangled(name)].read().astype("float32")
+
+
+def load(
+    path: Path, component: Component, *, function: str = "main", precision: Precision = "fp32"
+) -> Runner:
+    """A function of the package at `path`, ready to run here.
 
     "fp32" computes in float32 on the stored weights: what then differs from PyTorch is a wrong
     graph or a wrong weight, never a rounding that each phone does in its own way. "fp16" rounds
@@ -52,7 +68,7 @@ def load(path: Path, component: Component, *, precision: Precision = "fp32") -> 
     """
     from nanoflux_export.targets.coreml import executor
 
-    run = executor.load(path, precision=precision)
+    run = executor.load(path, precision=precision, function=function)
     for specs, declared in ((component.inputs, run.inputs), (component.outputs, run.outputs)):
         wanted = {spec.name: spec.shape for spec in specs}
         found = {name: kind.shape for name, kind in declared.items()}

@@ -4,73 +4,51 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from nanoflux_export.graph import MobileGraph
-from nanoflux_export.targets.litert.model_file import SIGNATURE, check_signature, read_model
-from nanoflux_mobile.errors import InputError
-from nanoflux_mobile.spec import Component
+from nanoflux_export.graph import MAIN
 
-_DTYPES = {"float32": torch.float32, "int32": torch.int32}
 _SILENCE = {"LITERT_TORCH_SHOW_PROGRESS": "n", "TF_CPP_MIN_LOG_LEVEL": "1"}
 
 
-def convert(graph: MobileGraph, out: Path) -> None:
-    """Write `graph` to `out` with float32 weights; the file appears whole or not at all.
+def convert(
+    module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str], out: Path
+) -> None:
+    """Write a module to `out` with its weights as they are, under the signature `main`.
 
-    Its signature takes and returns tensors under the names, shapes and types of the component.
-    The module is put into evaluation mode.
-
-    Raises:
-        InputError: the component asks for a type that is neither float32 nor int32, or declares
-            outputs that are not what the module returns.
+    The signature takes tensors named, shaped and typed as `inputs`, which the module takes in that
+    order, and returns what the module does under the names `outputs`. The module is put into
+    evaluation mode.
     """
-    samples = _samples(graph.component)
     with _quiet(), torch.no_grad():
         import litert_torch
 
-        module = _Named(graph).eval()
-        converter = litert_torch.signature(SIGNATURE, module, sample_kwargs=samples)
+        named = _Named(module, tuple(inputs), tuple(outputs)).eval()
+        converter = litert_torch.signature(MAIN, named, sample_kwargs=dict(inputs))
         # The default way keeps several copies of the weights: five times the time, twice the
         # memory, the same ops.
-        model = converter.convert(lightweight_conversion=True)
-        with _whole_file(out) as part:
-            model.export(str(part))
-            check_signature(read_model(part), graph.component)
+        converter.convert(lightweight_conversion=True).export(str(out))
 
 
 class _Named(nn.Module):
     """The module with tensors by name: LiteRT takes a signature's names from a dict."""
 
-    def __init__(self, graph: MobileGraph) -> None:
+    def __init__(
+        self, module: nn.Module, inputs: tuple[str, ...], outputs: tuple[str, ...]
+    ) -> None:
         super().__init__()
-        self.module = graph.module
-        self.inputs = [spec.name for spec in graph.component.inputs]
-        self.outputs = [spec.name for spec in graph.component.outputs]
+        self.module, self.inputs, self.outputs = module, inputs, outputs
 
     def forward(self, **tensors: Tensor) -> dict[str, Tensor]:
         values = self.module(*(tensors[name] for name in self.inputs))
         values = (values,) if isinstance(values, Tensor) else values
         return dict(zip(self.outputs, values, strict=True))
-
-
-def _samples(component: Component) -> dict[str, Tensor]:
-    for spec in (*component.inputs, *component.outputs):
-        if spec.dtype not in _DTYPES:
-            raise InputError(
-                f"{component.name}.{spec.name} is {spec.dtype}; "
-                f"LiteRT graphs take and return {', '.join(_DTYPES)}"
-            )
-    return {
-        spec.name: torch.zeros(spec.shape, dtype=_DTYPES[spec.dtype]) for spec in component.inputs
-    }
 
 
 @contextmanager
@@ -88,20 +66,3 @@ def _quiet() -> Iterator[None]:
         logging.disable(level)
         for name in added:
             del os.environ[name]
-
-
-@contextmanager
-def _whole_file(out: Path) -> Iterator[Path]:
-    """A path beside `out` that takes its place when the block ends well.
-
-    The converter writes gigabytes by itself, so the bytes never pass through Python.
-    """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f".{out.name}.{secrets.token_hex(4)}.partial")
-    try:
-        yield part
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(part, out)
-    finally:
-        part.unlink(missing_ok=True)

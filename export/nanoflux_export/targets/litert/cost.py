@@ -7,7 +7,8 @@ half as many bytes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nanoflux_export import blocks
@@ -20,6 +21,7 @@ _FLOATS = frozenset({"BFLOAT16", "FLOAT16", "FLOAT32"})
 _SETTINGS = frozenset({"BOOL", "INT32", "INT64"})
 """Types of constants that say how, not what, to compute: shapes, axes, orders."""
 
+_NUMBERED = re.compile(r"(?:[^.]+\.)*?\d+(?=\.|$)")
 _RESHAPES = ("EXPAND_DIMS", "RESHAPE", "SQUEEZE")
 _LOOKUPS = ("EMBEDDING_LOOKUP", "GATHER")
 _PICKS = (*_LOOKUPS, "SLICE", "SPLIT", "SPLIT_V", "STRIDED_SLICE", "UNPACK")
@@ -32,51 +34,55 @@ def cost(path: Path, component: str) -> Cost:
         InputError: no .tflite file there, or a damaged one.
     """
     signed = (graph for graph in read_model(path).graphs if graph.signature)
-    return file_cost("litert", component, [_translated(graph) for graph in signed])
+    return file_cost("litert", component, [_translated(graph, component) for graph in signed])
 
 
-def part_of(tensor: str) -> str:
-    """What part of the network a tensor's name tells.
+def part_of(tensor: str, component: str) -> str:
+    """What part of the network a tensor's name tells: doubles.3 of doubles.3/image.q.weight.
 
-    The converter writes a path of classes and attributes, the last of them with a count:
-    a._Named/b.MobileDenoiser_module/b.MobileDoubleBlock_0/c.Conv2d_q;1 is in MobileDoubleBlock.0.
-    That is all of the path up to the first number in it, which keeps its class to tell lists
-    apart. Nothing for other names.
+    That is the segment the weight belongs to. Where that is the whole component, it is the path
+    up to the first number in it, or else the module; nothing for tensors that are no weights.
     """
-    _, *modules = tensor.partition(";")[0].split("/")
-    told: list[str] = []
-    for module in modules[1:]:
-        kind, _, attribute = module.rpartition(".")[2].partition("_")
-        if attribute.isdigit():
-            return ".".join((*told, kind, attribute))
-        told.append(attribute)
-    return ".".join(told)
+    segment, slash, parameter = tensor.partition("/")
+    if not slash or segment != component:
+        return segment if slash else ""
+    module = parameter.rpartition(".")[0]
+    numbered = _NUMBERED.match(module)
+    return numbered[0] if numbered else module
 
 
-def _translated(graph: Graph) -> blocks.Graph:
+def _translated(graph: Graph, component: str) -> blocks.Graph:
+    names = [_name(at, tensor) for at, tensor in enumerate(graph.tensors)]
     values = {
-        str(at): Value(tensor.stored_bytes or tensor.bytes, tensor.constant, part_of(tensor.name))
-        for at, tensor in enumerate(graph.tensors)
+        name: Value(
+            tensor.stored_bytes or tensor.bytes, tensor.constant, part_of(tensor.name, component)
+        )
+        for name, tensor in zip(names, graph.tensors, strict=True)
         if not (tensor.constant and tensor.dtype in _SETTINGS)
     }
-    places = {id(tensor): str(at) for at, tensor in enumerate(graph.tensors)}
+    places = {id(tensor): name for name, tensor in zip(names, graph.tensors, strict=True)}
     inputs, outputs = (
         tuple(places[id(tensor)] for tensor in named.values())
         for named in (graph.inputs, graph.outputs)
     )
-    ops = tuple(_op(op, graph.tensors) for op in graph.ops)
+    ops = tuple(_op(op, graph.tensors, names) for op in graph.ops)
     return blocks.Graph(graph.signature, values, inputs, outputs, ops)
 
 
-def _op(op: Op, tensors: tuple[Tensor, ...]) -> blocks.Op:
+def _name(at: int, tensor: Tensor) -> str:
+    """Tensors that share a constant are one value."""
+    return f"{tensor.dtype} {tensor.buffer}" if tensor.constant else str(at)
+
+
+def _op(op: Op, tensors: tuple[Tensor, ...], names: Sequence[str]) -> blocks.Op:
     taken = tuple(at for at in op.inputs if at >= 0)
     stored = op.kind == "DEQUANTIZE" and tensors[taken[0]].constant
     dtypes = {tensors[at].dtype for at in (*taken, *op.outputs)}
     count = MACS.get(op.kind)
     return blocks.Op(
         op.kind,
-        tuple(map(str, taken)),
-        tuple(map(str, op.outputs)),
+        tuple(names[at] for at in taken),
+        tuple(names[at] for at in op.outputs),
         macs=count(op, tensors) if count else 0,
         view=op.kind in _RESHAPES or stored,
         picks=op.kind in _PICKS,

@@ -19,9 +19,6 @@ from typing import Any
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.spec import Component, TensorSpec
 
-SIGNATURE = "serving_default"
-"""The one signature of our files; every runtime finds it under this name."""
-
 _IDENTIFIER = b"TFL3"
 _MOST_ITEMS = 1 << 20  # of any list in a file; the largest graphs have a few thousand
 _BITS = {"BOOL": 8, "INT2": 2, "INT4": 4, "INT8": 8, "INT16": 16, "INT32": 32, "INT64": 64}
@@ -34,7 +31,8 @@ _DECODING = (struct.error, ValueError, IndexError, KeyError, TypeError, Attribut
 class Tensor:
     """One tensor of a graph; `dtype` as the schema calls it, such as FLOAT32.
 
-    `stored_bytes` counts a constant's values and its quantisation scales.
+    `stored_bytes` counts a constant's values and its quantisation scales; constants of the same
+    `buffer` are stored once.
     """
 
     shape: tuple[int, ...]
@@ -44,6 +42,7 @@ class Tensor:
     blockwise: bool
     name: str = ""
     stored_bytes: int = 0
+    buffer: int = 0
 
     @property
     def bytes(self) -> int:
@@ -62,7 +61,7 @@ class Op:
 
 @dataclass(frozen=True)
 class Graph:
-    """One subgraph; `inputs` and `outputs` are those of its signature, by name."""
+    """One subgraph; `inputs` and `outputs` are those of its signature, a function, by name."""
 
     signature: str
     tensors: tuple[Tensor, ...]
@@ -99,11 +98,12 @@ def read_model(path: Path) -> ModelFile:
         ) from error
 
 
-def check_signature(model: ModelFile, component: Component) -> None:
-    """Raises InputError unless the file takes and returns exactly the tensors of `component`."""
-    graph = next((graph for graph in model.graphs if graph.signature == SIGNATURE), None)
+def check_signature(model: ModelFile, component: Component, function: str) -> None:
+    """Raises InputError unless `function` takes and returns exactly the tensors of `component`."""
+    graph = next((graph for graph in model.graphs if graph.signature == function), None)
     if graph is None:
-        raise InputError(f"{model.path} has no signature {SIGNATURE}; export it again")
+        known = ", ".join(graph.signature for graph in model.graphs if graph.signature) or "none"
+        raise InputError(f"{model.path} has no signature {function}, only {known}; export it again")
     for role, specs, tensors in (
         ("takes", component.inputs, graph.inputs),
         ("returns", component.outputs, graph.outputs),
@@ -182,6 +182,7 @@ def _tensor(
         blockwise=quantization is not None and quantization.DetailsType() == blockwise,
         name=(tensor.Name() or b"").decode(),
         stored_bytes=held + 4 * scales if held else 0,
+        buffer=tensor.Buffer(),
     )
     if held and held < found.bytes:
         raise ValueError(f"{held} bytes stored for a constant of {found.bytes}")

@@ -21,11 +21,9 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
-from nanoflux_export.targets.litert.model_file import read_model
 from nanoflux_export.targets.litert.quantizer_fix import big_convolutions_quantise
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.spec import Scheme
-from nanoflux_mobile.storage import write_file
 
 
 def _everywhere(algorithm: str, weights: Mapping[str, Any], compute: str) -> list[dict[str, Any]]:
@@ -49,22 +47,20 @@ _RECIPES = {
 }
 
 
-def compress(source: Path, scheme: Scheme, out: Path) -> None:
-    """Write the float32 file `source` to `out` with its weights stored as `scheme`.
-
-    Raises:
-        InputError: a scheme LiteRT files do not use, or a source that is no whole .tflite file.
-    """
-    recipe = _RECIPES.get(str(scheme))
-    if recipe is None:
+def check_scheme(scheme: Scheme) -> None:
+    """Raise InputError unless LiteRT files can store weights as `scheme`."""
+    if str(scheme) not in _RECIPES:
         known = ", ".join(_RECIPES)
         raise InputError(f"LiteRT files cannot store weights as {scheme}; accepted: {known}")
-    read_model(source)
+
+
+def quantise(source: Path, scheme: Scheme, out: Path) -> None:
+    """Write the float32 file `source` to `out` with its weights stored as `scheme`."""
     from ai_edge_quantizer.quantizer import Quantizer
 
     # The quantiser draws a progress bar of its own in the middle of ours.
     with big_convolutions_quantise(), redirect_stderr(io.StringIO()):
-        result = Quantizer(str(source), recipe).quantize(
+        result = Quantizer(str(source), _RECIPES[str(scheme)]).quantize(
             enable_progress_bar=False, enable_progress_report=False
         )
-    write_file(out, result.quantized_model)
+    out.write_bytes(result.quantized_model)

@@ -19,24 +19,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from nanoflux_export.graph import Runner
-from nanoflux_export.targets.litert.model_file import SIGNATURE, check_signature, read_model
+from nanoflux_export.graph import MAIN, Runner
+from nanoflux_export.targets.litert.model_file import check_signature, read_model
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.spec import Component
 
 
-def load(path: Path, component: Component) -> Runner:
-    """The saved graph at `path`, ready to run with as many threads as torch would use.
+def load(path: Path, component: Component, function: str = MAIN) -> Runner:
+    """A function of the saved graph at `path`, with as many threads as torch would use.
 
-    The runner takes every input of `component` by name and returns every output by name; it keeps
-    the file mapped, and two threads must not call it at once.
+    `component` says what the function takes and returns. The runner takes every input by name and
+    returns every output by name; it keeps the file mapped, and two threads must not call it at
+    once.
 
     Raises:
         InputError: no .tflite file, a damaged one, or one whose tensors are not the component's.
             The runner raises it on inputs of another name, shape or type.
     """
-    check_signature(read_model(path), component)
-    signature = _signature(path)
+    check_signature(read_model(path), component, function)
+    signature = _signature(path, function)
 
     def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         _check_inputs(component, inputs)
@@ -49,12 +50,12 @@ def load(path: Path, component: Component) -> Runner:
     return run
 
 
-def _signature(path: Path) -> Any:
+def _signature(path: Path, function: str) -> Any:
     from ai_edge_litert.interpreter import Interpreter
 
     try:
         model = Interpreter(str(path), num_threads=torch.get_num_threads())
-        return model.get_signature_runner(SIGNATURE)
+        return model.get_signature_runner(function)
     except (ValueError, RuntimeError) as error:
         raise InputError(
             f"{path} cannot be loaded ({_reason(error)}); copy it again whole, or export it again"

@@ -15,7 +15,8 @@ def summarize(path: Path) -> Summary:
     model = read_model(path)
     first = model.graphs[0]
     kinds = Counter(op.kind for graph in model.graphs for op in graph.ops)
-    stored = Counter(t.dtype.lower() for g in model.graphs for t in g.tensors if t.constant)
+    constants = (t for graph in model.graphs for t in graph.tensors if t.constant)
+    stored = Counter(dtype.lower() for _, dtype in {(t.buffer, t.dtype) for t in constants})
     return Summary(
         format="LiteRT flatbuffer",
         bytes=model.size_bytes,

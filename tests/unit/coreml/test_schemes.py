@@ -12,7 +12,7 @@ from torch import Tensor, nn
 pytest.importorskip("coremltools")
 
 from nanoflux_export.compression.rounding import rounded
-from nanoflux_export.graph import MobileGraph
+from nanoflux_export.graph import one_segment
 from nanoflux_export.targets.coreml import target
 from nanoflux_export.targets.coreml.package import open_package
 from nanoflux_export.targets.coreml.program import read_function
@@ -61,13 +61,6 @@ COMPONENT = Component(
 PALETTES = ("palette4", "palette4-g16", "palette6-g8", "palette2-g1", "palette8", "palette1")
 
 
-def _stored_weights(package: Path) -> dict[tuple[int, ...], np.ndarray]:
-    """All arrays of two axes and more in the file, made dense."""
-    literals = read_function(open_package(package), "main").literals.values()
-    arrays = [literal.read() for literal in literals if len(literal.type.shape) > 1]
-    return {array.shape: array for array in arrays}
-
-
 def _files(package: Path) -> dict[str, bytes]:
     found = sorted(path for path in package.rglob("*") if path.is_file())
     return {str(path.relative_to(package)): path.read_bytes() for path in found}
@@ -86,11 +79,11 @@ def module() -> Mixed:
 @pytest.fixture(scope="module")
 def packages(module: Mixed, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """It, by the name of its scheme."""
-    folder = tmp_path_factory.mktemp("compress")
+    folder = tmp_path_factory.mktemp("schemes")
+    graph = one_segment(COMPONENT, module)  # which keeps its template for all schemes
     paths = {name: folder / f"{name}.mlpackage" for name in ("fp16", *PALETTES)}
-    target.convert(MobileGraph(COMPONENT, module), paths["fp16"])
-    for name in PALETTES:
-        target.compress(paths["fp16"], parse_scheme(name), paths[name])
+    for name, path in paths.items():
+        target.write(graph, parse_scheme(name), path)
     return paths
 
 
@@ -99,13 +92,17 @@ def test_stored_weights_are_the_twins_bit_for_bit(
     module: Mixed, packages: dict[str, Path], name: str
 ) -> None:
     twin = rounded(module, parse_scheme(name)).state_dict()
-    stored = _stored_weights(packages[name])
-    expected = {tuple(t.shape): t.numpy() for t in twin.values() if t.ndim > 1}
-    assert stored.keys() >= expected.keys()
-    assert len(expected) == 8  # seven weights and the table: no two of one size
-    for shape, array in expected.items():
-        assert stored[shape].dtype == np.float16
-        np.testing.assert_array_equal(stored[shape].astype(np.float32), array)
+    stored = target.stored(packages[name])
+    assert len(twin) == 14  # seven weights, six biases and the table
+    for key, tensor in twin.items():
+        found = stored(f"decoder/{key}")
+        np.testing.assert_array_equal(found.reshape(tensor.shape), tensor.numpy())
+
+
+@pytest.mark.parametrize("name", ["fp16", *PALETTES])
+def test_no_weight_is_stored_in_full_precision(packages: dict[str, Path], name: str) -> None:
+    literals = read_function(open_package(packages[name]), "main").literals.values()
+    assert not any(item.type.dtype in ("fp32", "fp64") for item in literals if item.stored_bytes)
 
 
 @pytest.mark.parametrize("name", ["palette4-g16", "palette6-g8"])
@@ -142,15 +139,9 @@ def test_tables_small_and_uneven_weights_stay_dense(packages: dict[str, Path]) -
     assert palettized == {(80, 32), (48, 32, 3, 3), (40, 32, 2, 2), (64, 32)}
 
 
-def test_fp16_is_a_copy(packages: dict[str, Path], tmp_path: Path) -> None:
-    out = tmp_path / "copy.mlpackage"
-    target.compress(packages["fp16"], parse_scheme("fp16"), out)
-    assert _files(out) == _files(packages["fp16"])
-
-
-def test_same_package_same_bytes(packages: dict[str, Path], tmp_path: Path) -> None:
+def test_same_module_same_bytes(module: Mixed, packages: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "again.mlpackage"
-    target.compress(packages["fp16"], parse_scheme("palette4-g16"), out)
+    target.write(one_segment(COMPONENT, module), parse_scheme("palette4-g16"), out)
     assert _files(out) == _files(packages["palette4-g16"])
 
 
@@ -158,13 +149,10 @@ def test_same_package_same_bytes(packages: dict[str, Path], tmp_path: Path) -> N
     ("scheme", "reason"), [(Scheme("int", 8), "int8 is not stored"), (Scheme("palette", 5), "pale")]
 )
 def test_refuses_schemes_core_ml_does_not_store(
-    packages: dict[str, Path], tmp_path: Path, scheme: Scheme, reason: str
+    tmp_path: Path, scheme: Scheme, reason: str
 ) -> None:
+    """Before any work: the module is not even built."""
+    graph = one_segment(COMPONENT, nn.Identity())
     with pytest.raises(InputError, match=reason):
-        target.compress(packages["fp16"], scheme, tmp_path / "out.mlpackage")
+        target.write(graph, scheme, tmp_path / "out.mlpackage")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_refuses_a_source_that_is_no_package(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="not a Core ML package"):
-        target.compress(tmp_path / "nothing", parse_scheme("fp16"), tmp_path / "out.mlpackage")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +17,14 @@ pytest.importorskip("coremltools")
 import coremltools as ct
 
 from nanoflux_export.compression.rounding import rounded
-from nanoflux_export.graph import MobileGraph
+from nanoflux_export.graph import MobileGraph, one_segment
 from nanoflux_export.targets.coreml import target
 from nanoflux_export.targets.coreml.package import open_package
-from nanoflux_export.targets.coreml.program import read_function
 from nanoflux_mobile.errors import InputError, NanofluxError
 from nanoflux_mobile.parity import psnr_db
 from nanoflux_mobile.spec import Component, TensorSpec, parse_scheme
 
+FP16 = parse_scheme("fp16")
 # The executor and torch compute in float32 on the same weights; they differ in order of summation
 # and in the scalars of the program (an epsilon, a scale), which are stored in half precision.
 SAME_WEIGHTS_DB = 95.0
@@ -92,15 +94,21 @@ def _files(package: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def module() -> Block:
-    """The module that all tests of this file convert."""
+    """The module that all tests of this file write."""
     return Block()
 
 
 @pytest.fixture(scope="module")
-def package(module: Block, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """It, converted."""
-    out = tmp_path_factory.mktemp("convert") / "denoiser.mlpackage"
-    target.convert(MobileGraph(COMPONENT, module), out)
+def graph(module: Block) -> MobileGraph:
+    """It as a graph of one segment, which keeps its template from the first time on."""
+    return one_segment(COMPONENT, module)
+
+
+@pytest.fixture(scope="module")
+def package(graph: MobileGraph, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """It, as an .mlpackage."""
+    out = tmp_path_factory.mktemp("write") / "denoiser.mlpackage"
+    target.write(graph, FP16, out)
     return out
 
 
@@ -144,19 +152,28 @@ def test_the_saved_file_answers_like_torch(
 def test_the_file_holds_the_weights_rounded_to_half_and_nothing_else_done(
     module: Block, package: Path
 ) -> None:
-    function = read_function(open_package(package), "main")
-    convs = [op for op in function.operations if op.kind == "conv"]
-    layers = [module.embed, module.qkv, module.proj, module.up, module.down, module.out]
-    for op, layer in zip(convs, layers, strict=True):
-        for parameter in ("weight", "bias"):
-            stored = function.literals[op.arguments[parameter][0]].read()
-            expected = getattr(layer, parameter).detach().numpy().astype(np.float16)
-            np.testing.assert_array_equal(stored, expected)
+    stored = target.stored(package)
+    for name, tensor in module.state_dict().items():
+        found = stored(f"denoiser/{name}")
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found.reshape(tensor.shape), tensor.half().float().numpy())
+    assert stored("denoiser/embed.bias")[0] == 0  # 1e-9 is lifted to 6e-8 by coremltools
 
 
-def test_same_module_same_bytes(module: Block, package: Path, tmp_path: Path) -> None:
-    again = tmp_path / "again.mlpackage"
-    target.convert(MobileGraph(COMPONENT, module), again)
+def test_a_weight_that_is_not_in_the_file_is_a_key_error(package: Path) -> None:
+    with pytest.raises(KeyError, match="other"):
+        target.stored(package)("denoiser/other.weight")
+
+
+def test_same_module_same_bytes_nothing_printed_and_every_segment_told(
+    module: Block, package: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    again, told = tmp_path / "again.mlpackage", []
+    graph = one_segment(COMPONENT, module)
+    target.write(graph, FP16, again, lambda done, of: told.append((done, of)))
+    captured = capfd.readouterr()
+    assert captured.out + captured.err == ""
+    assert told == [(1, 1)]
     assert _files(again) == _files(package)
 
 
@@ -166,29 +183,72 @@ def test_the_module_keeps_its_weights(module: Block) -> None:
         assert torch.equal(module.state_dict()[name], tensor)
 
 
-def test_nothing_is_printed_while_converting(
-    module: Block, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (1e5, r"denoiser/up\.weight holds 100000, but half precision ends at 65504"),
+        (np.nan, r"denoiser/up\.weight holds 1 values that are NaN or infinite"),
+        (-np.inf, r"denoiser/up\.weight holds 1 values that are NaN or infinite"),
+    ],
+)
+@pytest.mark.parametrize("scheme", ["fp16", "palette4"])
+def test_refuses_weights_beyond_half_precision(
+    graph: MobileGraph, tmp_path: Path, value: float, reason: str, scheme: str
 ) -> None:
-    target.convert(MobileGraph(COMPONENT, module), tmp_path / "quiet.mlpackage")
-    captured = capfd.readouterr()
-    assert captured.out + captured.err == ""
-
-
-def test_refuses_weights_beyond_half_precision(tmp_path: Path) -> None:
     module = Block()
     with torch.no_grad():
-        module.up.weight[0, 0] = 1e5
-    with pytest.raises(InputError, match=r"up\.weight holds 100000"):
-        target.convert(MobileGraph(COMPONENT, module), tmp_path / "out.mlpackage")
+        module.up.weight[0, 0] = value
+    damaged = replace(one_segment(COMPONENT, module), forms=graph.forms)
+    with pytest.raises(InputError, match=reason):
+        target.write(damaged, parse_scheme(scheme), tmp_path / "out.mlpackage")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_refuses_a_component_that_is_not_the_modules(module: Block, tmp_path: Path) -> None:
-    wrong_text = TensorSpec("text", (), (), "int32")
-    wrong = Component("denoiser", COMPONENT.inputs, (COMPONENT.outputs[0], wrong_text))
-    with pytest.raises(NanofluxError, match="denoiser became"):
-        target.convert(MobileGraph(wrong, module), tmp_path / "out.mlpackage")
+WRONG = {
+    "shape": (COMPONENT.outputs[0], TensorSpec("text", (), (), "int32")),
+    "too few": COMPONENT.outputs[:1],
+    "too many": (*COMPONENT.outputs, TensorSpec("more", ("one",), (1,), "float32")),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_refuses_a_component_that_is_not_the_modules(
+    module: Block, tmp_path: Path, case: str
+) -> None:
+    wrong = Component("denoiser", COMPONENT.inputs, WRONG[case])
+    shapes = [spec.shape for spec in WRONG[case]]
+    with pytest.raises(NanofluxError) as error:
+        target.write(one_segment(wrong, module), FP16, tmp_path / "out.mlpackage")
+    made = "[(1, 4, 1, 32), (1, 16, 8)]"
+    assert str(error.value) == f"denoiser became {made}, but its graph says {shapes}"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_leaves_what_was_there(graph: MobileGraph, package: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(package, tmp_path / "out.mlpackage"))
+
+    def fail(done: int, of: int) -> None:
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        target.write(graph, FP16, out, fail)
+    assert _files(out) == _files(package)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mlpackage"]
+
+
+def test_replaces_an_older_package(graph: MobileGraph, package: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(package, tmp_path / "out.mlpackage"))
+    target.write(graph, parse_scheme("palette2"), out)
+    assert _files(out).keys() == _files(package).keys()
+    assert _files(out) != _files(package)
+
+
+def test_refuses_a_destination_that_is_a_file(graph: MobileGraph, tmp_path: Path) -> None:
+    out = tmp_path / "out.mlpackage"
+    out.write_text("mine")
+    with pytest.raises(InputError, match=r"out\.mlpackage is a file"):
+        target.write(graph, FP16, out)
+    assert out.read_text() == "mine"
 
 
 def test_load_refuses_another_components_file(package: Path) -> None:
