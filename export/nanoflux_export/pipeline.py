@@ -18,7 +18,7 @@ from nanoflux_export.saving import check_disk, check_memory, save_graph, scheme_
 from nanoflux_export.student import Student, check_recipe, golden_request, make_student
 from nanoflux_export.torch_run import torch_graphs
 from nanoflux_export.verify import verify
-from nanoflux_export.work import Journal
+from nanoflux_export.work import Journal, once
 from nanoflux_mobile import plugins
 from nanoflux_mobile.cost import FILE as COST
 from nanoflux_mobile.cost import cost_json
@@ -28,6 +28,7 @@ from nanoflux_mobile.parity import Parity
 from nanoflux_mobile.spec import ComponentName, Recipe
 from nanoflux_mobile.storage import staged_folder, write_file
 
+RECORD = "tensors.safetensors"
 WORK = ".work"
 """Folder next to the bundles that holds finished steps, so that any run can resume."""
 
@@ -68,8 +69,7 @@ def export_target(
         graph.name: save_graph(student, graph, target, recipe, out / WORK, journal)
         for graph in student.graphs
     }
-    with journal.step(f"{target.NAME}: golden run in PyTorch"):
-        golden = record_golden(student, recipe, target)
+    golden = golden_of(student, recipe, target, out / WORK, journal)
     final = out / f"{recipe.name}-{target.NAME}"
     with staged_folder(final) as folder:
         fill(folder, student, recipe, files, golden)
@@ -78,6 +78,24 @@ def export_target(
         manifest = judge(folder, describe(folder, student, recipe, target, files), journal)
         write_file(folder / FILE, manifest_json(manifest))
     return Exported(final, manifest)
+
+
+def golden_of(
+    student: Student, recipe: Recipe, target: Target, work: Path, journal: Journal
+) -> Tensors:
+    """The golden run, recorded once: of a large student it takes as long as the export."""
+    inputs = {
+        "student": student.key,
+        "proof": recipe.proof,
+        "half constants": target.HALF_CONSTANTS,
+        "schemes": {graph.name: str(scheme_of(recipe, target, graph)) for graph in student.graphs},
+    }
+
+    def make(folder: Path) -> None:
+        golden_run.save_golden(record_golden(student, recipe, target), folder / RECORD)
+
+    name = f"{target.NAME}: golden run in PyTorch"
+    return golden_run.load_golden(once(work, name, inputs, make, journal) / RECORD)
 
 
 def record_golden(student: Student, recipe: Recipe, target: Target) -> Tensors:

@@ -1,13 +1,10 @@
 """Decoders in the format of TAESD (Ollin Boer Bohan): convolutions, ReLU and repeated pixels only.
 
 They decode the latents of a big autoencoder at a fraction of its size, for FLUX.1 (`taef1`, 16
-channels) 1.23 M parameters. Module names are those of diffusers' AutoencoderTiny, so the decoder
-half of its checkpoints loads without a key map. Files of the decoder alone number the layers from
-the clamp on, without a prefix; `published_keys` is the table between both spellings.
-
-Proven, against AutoencoderTiny: this layout with any number of latent channels, 16 and 32 in
-particular. Not proven: that the published `taef2`, for FLUX.2's 32 channels, is this layout and no
-other. A file with different or further tensors does not fit and must be refused, never trimmed.
+channels) 1.23 M parameters. FLUX.2's (`taef2`, 32 channels) adds a normed branch to its lowest
+blocks, the only norms of the format. Module names are those of diffusers' AutoencoderTiny, so the
+decoder half of its checkpoints loads without a key map. Files of the decoder alone number the
+layers from the clamp on, without a prefix; `published_keys` is the table between both spellings.
 
 Shapes: B batch, C channels, Z latent channels, H W pixels, h w latent cells.
 """
@@ -23,12 +20,16 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class TaesdConfig:
-    """Sizes of a decoder, by the names of AutoencoderTiny's config.json."""
+    """Sizes of a decoder, by the names of AutoencoderTiny's config.json.
+
+    `use_midblock_gn`, by the name it has in taesd.py, gives the first stage's blocks their branch.
+    """
 
     latent_channels: int
     out_channels: int = 3
     decoder_block_out_channels: tuple[int, ...] = (64, 64, 64, 64)
     num_decoder_blocks: tuple[int, ...] = (3, 3, 3, 1)
+    use_midblock_gn: bool = False
     scaling_factor: float = 1.0
     shift_factor: float = 0.0
 
@@ -52,26 +53,46 @@ class TaesdConfig:
 
 TAEF1 = TaesdConfig(latent_channels=16)
 """FLUX.1's: it takes the denoiser's latents as they are, so its factors are 1 and 0."""
+TAEF2 = TaesdConfig(latent_channels=32, use_midblock_gn=True)
+"""FLUX.2's, on latents unpatched and normed as that family does."""
+POOL_GROUPS = 4
 
 
 class Block(nn.Module):
-    """Three 3x3 convolutions with ReLU between them and after the residual sum."""
+    """Three 3x3 convolutions with ReLU between them and after the residual sum.
 
-    def __init__(self, width: int) -> None:
+    `pooled` adds a branch before: four times the width, normed over the picture, and back.
+    """
+
+    def __init__(self, width: int, pooled: bool = False) -> None:
         super().__init__()
+        self.pool = _pool(width) if pooled else None
         first, second, third = (nn.Conv2d(width, width, 3, padding=1) for _ in range(3))
         self.conv = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Same shape in and out."""
+        if self.pool is not None:
+            x_BCHW = x_BCHW + self.pool(x_BCHW)
         return F.relu(self.conv(x_BCHW) + x_BCHW)
+
+
+def _pool(width: int) -> nn.Sequential:
+    wide = 4 * width
+    return nn.Sequential(
+        nn.Conv2d(width, wide, 1, bias=False),
+        nn.GroupNorm(POOL_GROUPS, wide),
+        nn.ReLU(),
+        nn.Conv2d(wide, width, 1, bias=False),
+    )
 
 
 def _layers(cfg: TaesdConfig) -> list[nn.Module]:
     width, last = cfg.decoder_block_out_channels[0], len(cfg.num_decoder_blocks) - 1
     layers: list[nn.Module] = [nn.Conv2d(cfg.latent_channels, width, 3, padding=1), nn.ReLU()]
     for stage, depth in enumerate(cfg.num_decoder_blocks):
-        layers += [Block(width) for _ in range(depth)]
+        pooled = cfg.use_midblock_gn and stage == 0
+        layers += [Block(width, pooled) for _ in range(depth)]
         if stage < last:
             layers.append(nn.Upsample(scale_factor=2.0, mode="nearest"))
             layers.append(nn.Conv2d(width, width, 3, padding=1, bias=False))

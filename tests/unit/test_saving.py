@@ -15,7 +15,7 @@ from torch import nn
 from nanoflux_export import saving
 from nanoflux_export.chunking import stored_bytes
 from nanoflux_export.graph import MAIN, STEP_FULL, STEP_LOW, Function, MobileGraph, Segment
-from nanoflux_export.saving import check_disk, chunk_names, save_graph
+from nanoflux_export.saving import check_disk, check_memory, chunk_names, save_graph
 from nanoflux_export.student import Student
 from nanoflux_export.work import Journal
 from nanoflux_mobile.errors import InputError
@@ -197,3 +197,25 @@ def test_the_disk_is_that_of_the_nearest_folder_there_is(tmp_path: Path, disk) -
     assert asked == [tmp_path]
     assert shutil.disk_usage(tmp_path).free == 10**9  # the name above is the module's own
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("kilobytes", "held"), [(1_100_000, True), (1_000_000, False)])
+def test_too_little_memory_is_said_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kilobytes: int, held: bool
+) -> None:
+    told = tmp_path / "meminfo"
+    told.write_text(f"MemTotal: 1 kB\nMemAvailable: {kilobytes} kB\n", "utf-8")
+    monkeypatch.setattr(saving, "_MEMINFO", told)
+    graph = chain(parameters=10_000_000)  # 0.9 GB and 17 bytes a weight: 1.07 GB
+    if held:
+        return check_memory([graph])
+    with pytest.raises(InputError, match=r"needs about 1\.1 GB of memory and 1\.0 GB are free"):
+        check_memory([graph])
+    return None
+
+
+def test_a_system_that_does_not_tell_its_memory_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saving, "_MEMINFO", tmp_path / "nothing")
+    check_memory([chain(parameters=10**15)])

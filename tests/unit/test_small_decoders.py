@@ -10,12 +10,13 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from nanoflux_export.mobile.tiny_decoder import MobileTaesd, MobileTinyDecoder
-from nanoflux_mobile.models.taesd import TAEF1, TaesdConfig, TaesdDecoder, published_keys
+from nanoflux_mobile.models.taesd import TAEF1, TAEF2, TaesdConfig, TaesdDecoder, published_keys
 from nanoflux_mobile.models.tiny_decoder import SNAPGEN_DECODER, TinyDecoder, TinyDecoderConfig
 from nanoflux_mobile.parity import psnr_db
 
@@ -242,3 +243,50 @@ def test_taef1_has_the_parameters_of_its_file():
 def test_what_the_format_cannot_hold_is_refused(settings, said):
     with pytest.raises(ValueError, match=said):
         dataclasses.replace(TAEF1, **settings)
+
+
+def _published_decoder(weights: dict[str, Tensor], z: Tensor) -> Tensor:
+    """A TAESD file evaluated layer by layer from its own key names, as taesd.py orders them."""
+    x, last = torch.tanh(z / 3) * 3, max(int(name.partition(".")[0]) for name in weights)
+    for i in range(1, last + 1):
+        own = {k.partition(".")[2]: v for k, v in weights.items() if k.startswith(f"{i}.")}
+        if "conv.0.weight" in own:
+            if "pool.0.weight" in own:
+                y = F.conv2d(x, own["pool.0.weight"])
+                y = F.relu(F.group_norm(y, 4, own["pool.1.weight"], own["pool.1.bias"]))
+                x = x + F.conv2d(y, own["pool.3.weight"])
+            y = x
+            for j in (0, 2, 4):
+                y = F.conv2d(y, own[f"conv.{j}.weight"], own[f"conv.{j}.bias"], padding=1)
+                y = F.relu(y) if j < 4 else y
+            x = F.relu(x + y)
+        elif own:
+            x = F.conv2d(x, own["weight"], own.get("bias"), padding=1)
+        elif i == 2:
+            x = F.relu(x)
+        else:
+            x = F.interpolate(x, scale_factor=2.0)
+    return 2 * x - 1
+
+
+@pytest.mark.parametrize("cfg", [TAEF1, TAEF2], ids=["taef1", "taef2"])
+def test_a_published_file_decodes_as_its_own_key_names_say(cfg: TaesdConfig) -> None:
+    torch.manual_seed(0)
+    decoder = TaesdDecoder(cfg).eval()
+    for parameter in decoder.parameters():
+        parameter.data.add_(0.02 * torch.randn_like(parameter))  # so that norms are no identity
+    keys, state = published_keys(cfg), decoder.state_dict()
+    z = torch.randn(1, cfg.latent_channels, 6, 6)
+    with torch.no_grad():
+        wanted = _published_decoder({keys[name]: value for name, value in state.items()}, z)
+        given, mobile = decoder.decode(z), MobileTaesd(decoder)(z)
+    for found in (given, mobile):
+        assert psnr_db(found.numpy(), wanted.numpy()) >= 100.0  # float32, the same sums
+
+
+def test_the_decoder_of_flux_2_has_its_published_size() -> None:
+    with torch.device("meta"):
+        decoder = TaesdDecoder(TAEF2)
+    assert sum(p.numel() for p in decoder.parameters()) == 1_338_499
+    pooled = [name for name in published_keys(TAEF2).values() if "pool" in name]
+    assert sorted({name.partition(".")[0] for name in pooled}) == ["3", "4", "5"]

@@ -42,7 +42,8 @@ class MobileTaesd(nn.Module):
         cfg, (*layers, last) = source.cfg, source.decoder.layers
         # The clamp is 3 tanh(z / 3), and z is the latents scaled and shifted.
         self.scale, self.shift = 1.0 / (3.0 * cfg.scaling_factor), cfg.shift_factor / 3.0
-        self.layers = nn.Sequential(*copy.deepcopy(layers), _affine_output(last, 2.0, -1.0))
+        layers = [replace_group_norms(copy.deepcopy(layer)) for layer in layers]
+        self.layers = nn.Sequential(*layers, _affine_output(last, 2.0, -1.0))
 
     def forward(self, latents: Tensor) -> Tensor:
         """(1, Z, h, w) -> (1, 3, H, W)."""

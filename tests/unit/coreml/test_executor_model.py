@@ -296,6 +296,22 @@ def test_weights_are_decoded_at_the_first_call_and_once(
         assert decoded.count((32, 32, 3, 3)) == 1
 
 
+def test_a_package_larger_than_the_limit_streams_its_weights(
+    decoder: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nanoflux_export.targets.coreml import executor
+
+    kept = load(decoder.paths["half"])(**decoder.inputs)["y"]
+    monkeypatch.setattr(executor, "_KEPT_BYTES", 0)
+    monkeypatch.setattr(executor, "_SMALL_BYTES", 1024)
+    streaming = load(decoder.paths["half"])
+    for _ in range(2):
+        np.testing.assert_array_equal(streaming(**decoder.inputs)["y"], kept)
+    held = [tensor for tensor in streaming._constants if tensor is not None]
+    assert held
+    assert all(4 * tensor.numel() < 1024 for tensor in held)
+
+
 def test_declared_inputs_and_outputs(decoder: Exported) -> None:
     run = load(decoder.paths["half"])
     assert {name: (kind.dtype, kind.shape) for name, kind in run.inputs.items()} == {
