@@ -27,7 +27,7 @@ from torch import nn
 from nanoflux_export.bundle import target_named
 from nanoflux_export.chunking import cut
 from nanoflux_export.compression.rounding import output_axes
-from nanoflux_export.graph import MobileGraph, Segment
+from nanoflux_export.graph import Function, MobileGraph, Segment
 from nanoflux_export.torch_run import Whole
 from nanoflux_mobile import plugins
 from nanoflux_mobile.checkpoint import open_checkpoint
@@ -95,11 +95,32 @@ def _stock_litert(module: nn.Module, examples: Any, scheme: Scheme, path: Path) 
     import litert_torch
     from ai_edge_quantizer import quantizer, recipe
 
+    from nanoflux_export.targets.litert.quantizer_fix import big_convolutions_quantise
+
     dense = path.with_name("dense.tflite")
     litert_torch.convert(module, examples).export(str(dense))
-    recipes = {"int8": recipe.dynamic_wi8_afp32, "fp16": recipe.weight_only_wi8_afp32}
-    made = quantizer.Quantizer(str(dense), recipes[str(scheme)]())
-    made.quantize().export_model(str(path))
+    if str(scheme) != "int8":
+        raise SystemExit(f"the stock way to {scheme} is not measured here, only int8")
+    made = quantizer.Quantizer(str(dense), recipe.dynamic_wi8_afp32())
+    with big_convolutions_quantise():  # without this mend the tool refuses these weights
+        made.quantize().export_model(str(path))
+
+
+def stock_reader(path: Path, function: Function) -> Reader:
+    """A reader of what coremltools saved of `Whole`, by our names of the weights."""
+    from nanoflux_export.targets.coreml.package import open_package
+    from nanoflux_export.targets.coreml.program import read_function
+
+    literals = read_function(open_package(path), "main").literals
+    places = {segment.weights: i for i, segment in enumerate(function.segments)}
+
+    def read(name: str) -> np.ndarray:
+        weights, _, parameter = name.partition("/")
+        stem = f"stages_{places[weights]}_{parameter.replace('.', '_')}_to_fp16"
+        found = literals.get(f"{stem}_palettized") or literals[stem]
+        return found.read().astype(np.float32)
+
+    return read
 
 
 def relative_error(graph: MobileGraph, readers: list[Reader]) -> float:
@@ -154,6 +175,9 @@ def main() -> None:
         error = None
         if told.route == "ours":
             error = relative_error(graph, [target.stored(file) for file in files])
+        elif target.NAME == "coreml":
+            function = list(graph.functions.values())[-1]
+            error = relative_error(graph, [stock_reader(files[0], function)])
         line = {
             "parameters": sum(s.parameters for s in _segments(graph)),
             "target": told.target,
