@@ -18,7 +18,7 @@ from nanoflux_export.saving import check_disk, check_memory, save_graph, scheme_
 from nanoflux_export.student import Student, check_recipe, golden_request, make_student
 from nanoflux_export.torch_run import torch_graphs
 from nanoflux_export.verify import verify
-from nanoflux_export.work import Journal, once
+from nanoflux_export.work import WORK, Journal, once
 from nanoflux_mobile import plugins
 from nanoflux_mobile.cost import FILE as COST
 from nanoflux_mobile.cost import cost_json
@@ -29,8 +29,6 @@ from nanoflux_mobile.spec import ComponentName, Recipe
 from nanoflux_mobile.storage import staged_folder, write_file
 
 RECORD = "tensors.safetensors"
-WORK = ".work"
-"""Folder next to the bundles that holds finished steps, so that any run can resume."""
 
 
 @dataclass(frozen=True)

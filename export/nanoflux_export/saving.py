@@ -11,7 +11,7 @@ from pathlib import Path
 from nanoflux_export.chunking import cut, stored_bytes
 from nanoflux_export.graph import MobileGraph, Target
 from nanoflux_export.student import Student
-from nanoflux_export.work import Journal, once
+from nanoflux_export.work import WORK, Journal, once
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.spec import Recipe, Scheme, parse_scheme
 
@@ -88,7 +88,7 @@ def check_disk(
     graphs: Sequence[MobileGraph], targets: Sequence[Target], recipe: Recipe, out: Path
 ) -> None:
     """Refuse, before any work, an export that the disk cannot hold; what is made already counts."""
-    made = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    made = sum(file.stat().st_size for file in (out / WORK).rglob("*") if file.is_file())
     needed = _COPIES * sum(_stored(graphs, targets, recipe)) - made
     place = next(folder for folder in (out, *out.resolve().parents) if folder.exists())
     free = shutil.disk_usage(place).free

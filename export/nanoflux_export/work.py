@@ -17,6 +17,9 @@ import nanoflux_mobile
 from nanoflux_mobile.spec import content_digest
 from nanoflux_mobile.storage import file_sha256, staged_folder
 
+WORK = ".work"
+"""Folder next to the bundles that holds finished steps, so that any run can resume."""
+
 
 @dataclass(frozen=True)
 class Step:

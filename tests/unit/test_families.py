@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from nanoflux_mobile.checkpoint import Checkpoint, open_checkpoint
 from nanoflux_mobile.compress.static_ln import step_rows, to_static
-from nanoflux_mobile.compress.static_network import network_rows, static_network
 from nanoflux_mobile.drawing import Drawing, draw
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.families import nanoflux as family
@@ -240,14 +239,16 @@ def test_the_cut_read_block_by_block_is_that_of_the_whole_module(parts, off_init
     teacher = off_initial(type(parts.denoiser)(cfg), 8)
     pooled = family.pooled_text(parts.clip, [PROMPT, "a red circle", "left of two"])
     sigmas = [1.0, 0.75, 0.25]
-    table = network_rows(network(teacher), sigmas, pooled)
-    assert torch.equal(table, step_rows(teacher, sigmas, pooled))
-    ours = static_network(network(teacher), table)
-    theirs = to_static(teacher, table)
-    assert ours.skeleton.cfg == theirs.cfg
-    assert ours.module.state_dict().keys() == theirs.state_dict().keys() == ours.weights.keys()
-    for key, tensor in theirs.state_dict().items():
-        assert torch.equal(ours.module.state_dict()[key], tensor), key
+    guidance = torch.full((3,), 3.5) if cfg.guidance_embeds else None
+    whole = [teacher.modulations(torch.full((3,), s), pooled, guidance).mean(0) for s in sigmas]
+    table = step_rows(network(teacher), sigmas, pooled)
+    assert torch.equal(table, torch.stack(whole))
+    student = to_static(network(teacher), table)
+    kept = student.module.state_dict()
+    assert kept.keys() == student.weights.keys()
+    assert torch.equal(kept.pop("step_table"), table)
+    for key, tensor in kept.items():
+        assert torch.equal(teacher.state_dict()[key], tensor), key
 
 
 def test_several_prompts_are_averaged(parts):
@@ -299,10 +300,10 @@ def test_a_guidance_distilled_teacher_runs_at_its_released_scale(parts, off_init
     cfg = dataclasses.replace(parts.denoiser.cfg, guidance_embeds=True)
     teacher = off_initial(type(parts.denoiser)(cfg), 8)
     pooled = family.pooled_text(parts.clip, [PROMPT])
-    table = step_rows(teacher, [1.0, 0.5], pooled)
+    table = step_rows(network(teacher), [1.0, 0.5], pooled)
     expected = teacher.modulations(torch.tensor([0.5]), pooled, torch.tensor([3.5]))
     assert torch.equal(table[1], expected[0])
-    student = to_static(teacher, table)
+    student = to_static(network(teacher), table).module
     assert not student.cfg.guidance_embeds
     assert not torch.equal(
         table[1], teacher.modulations(torch.tensor([0.5]), pooled, torch.tensor([1.0]))[0]

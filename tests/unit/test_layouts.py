@@ -24,7 +24,7 @@ from torch import Tensor
 
 from nanoflux_mobile.bfl import TABLE, from_bfl, to_bfl
 from nanoflux_mobile.checkpoint import Checkpoint, open_checkpoint, save_part
-from nanoflux_mobile.compress.static_network import static_network
+from nanoflux_mobile.compress.static_ln import to_static
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.families import nanoflux as family
 from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux
@@ -575,7 +575,7 @@ def test_opening_24_gigabytes_and_reading_a_piece_costs_next_to_nothing(flux_cop
     before = resident()
     parts = family.load(open_checkpoint(flux_copy))
     assert resident() - before < 50e6
-    student = static_network(parts.networks.denoiser, torch.zeros(4, 344, 3072))
+    student = to_static(parts.networks.denoiser, torch.zeros(4, 344, 3072))
     piece = student.piece("single_transformer_blocks.20.attn")
     assert piece.to_q.weight.shape == (3072, 3072)
     assert resident() - before < 200e6

@@ -23,6 +23,7 @@ from nanoflux_mobile.compress.static_ln import step_rows, to_static
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux, Rope, rope_tables, rotate
 from nanoflux_mobile.models.token_resampling import Downsampler, Upsampler, low_ids
+from nanoflux_mobile.weights import network
 
 if TYPE_CHECKING:
     from diffusers import FluxTransformer2DModel
@@ -373,8 +374,8 @@ def test_low_steps_read_every_row_of_the_resamplers_and_full_steps_none(low_mode
 
 def test_a_table_of_one_prompt_gives_the_velocities_of_adaln(low_model):
     case, sigmas = make_case(LOW, 1, *GRID), (1.0, 0.6, 0.2)
-    table_TND = step_rows(low_model, sigmas, case.pooled_BP)
-    student = to_static(low_model, table_TND)
+    table_TND = step_rows(network(low_model), sigmas, case.pooled_BP)
+    student = to_static(network(low_model), table_TND).module
     left = [key for key in student.state_dict() if "norm.linear" in key or "time_" in key]
     assert left == [], "a Static-LN network projects nothing"
     assert "downsampler.conv.weight" in student.state_dict()

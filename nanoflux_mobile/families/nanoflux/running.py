@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nanoflux_mobile.compress.static_network import network_rows, static_network
+from nanoflux_mobile.compress.static_ln import step_rows, to_static
 from nanoflux_mobile.drawing import Graphs, Runner
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.families.nanoflux.opening import FluxParts, PooledText
@@ -56,8 +56,8 @@ def make_student(parts: FluxParts, steps: int, prompts: Sequence[str]) -> FluxPa
         return parts
     sigmas = noise_levels(parts, steps).sigmas[:-1]
     teacher = parts.networks.denoiser
-    table = network_rows(teacher, sigmas, pooled_text(parts.clip, prompts))
-    cut = dataclasses.replace(parts.networks, denoiser=static_network(teacher, table))
+    table = step_rows(teacher, sigmas, pooled_text(parts.clip, prompts))
+    cut = dataclasses.replace(parts.networks, denoiser=to_static(teacher, table))
     return dataclasses.replace(parts, networks=cut, clip=None)
 
 
