@@ -86,6 +86,8 @@ def read_lora(path: Path) -> Lora:
 
 
 def _open(path: Path) -> tuple[dict[str, Stored], Mapping[str, str]]:
+    if not path.is_file():
+        raise InputError(f"{path} is no file; name a LoRA's .safetensors file")
     try:
         file = safe_open(path, framework="pt")
         return {key: _stored(path, file, key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118

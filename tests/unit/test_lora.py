@@ -511,3 +511,9 @@ def test_any_damage_is_an_input_error_or_still_a_lora(
     except InputError:
         return
     assert all(tensor.isfinite().all() for tensor in found.values())
+
+
+def test_a_file_that_is_not_there_is_not_called_damaged(tmp_path: Path) -> None:
+    for path in (tmp_path / "nothing.safetensors", tmp_path):
+        with pytest.raises(InputError, match="is no file; name a LoRA's"):
+            read_lora(path)
