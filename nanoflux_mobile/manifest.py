@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final, Literal
 
@@ -14,6 +14,7 @@ from nanoflux_mobile.spec import (
     Component,
     ComponentName,
     Floors,
+    Suppression,
     TensorSpec,
     content_digest,
     parse_scheme,
@@ -68,6 +69,7 @@ class Chunk:
 class ComponentEntry:
     """One graph: weight scheme, inputs and outputs, where it should run, and its files.
 
+    `scheme` is that of all weights that `layers` does not name; `layers` are weights by name.
     A graph too large for one file is several chunks. To run a function, run it in each chunk that
     has it, in order; every value is passed on by name.
     """
@@ -79,10 +81,12 @@ class ComponentEntry:
     outputs: tuple[TensorSpec, ...]
     floors: Floors
     chunks: tuple[Chunk, ...]
+    layers: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """There is a file, and the scheme is known."""
-        parse_scheme(self.scheme)
+        """There is a file, and the schemes are known."""
+        for scheme in (self.scheme, *self.layers.values()):
+            parse_scheme(scheme)
         if not self.chunks:
             raise ValueError(f"{self.name} has no chunk")
 
@@ -135,14 +139,59 @@ class TokenizerEntry:
         _check_inside(self.path)
 
 
+Severity = Literal["error", "warning", "note"]
+
+
 @dataclass(frozen=True)
 class Finding:
-    """A rule of the accelerator that a file breaks, how often, and what would mend it."""
+    """A rule of the accelerator that a file breaks.
+
+    rule: its id, such as ane/linear-layer.
+    severity: an error does not run there at all or computes wrong; a warning leaves the
+        accelerator or slows it down; a note is worth knowing.
+    count: how many ops or tensors break it; `ops` names the first few.
+    why, fix, source: what happens, what mends it, and who says so.
+    suppressed: why the recipe lets it pass; empty where it does not.
+    """
 
     component: str
     rule: str
+    severity: Severity
     count: int
-    advice: str
+    ops: tuple[str, ...]
+    why: str
+    fix: str
+    source: str
+    suppressed: str = ""
+
+
+@dataclass(frozen=True)
+class Hazard:
+    """A value that half precision loses or nearly loses, measured on the recipe's prompts.
+
+    op: the operation that makes it, by its module's path in the graph.
+    most: its greatest magnitude over all prompts and steps; half precision ends at 65504.
+    folded: whether a power of two was moved so that the shipped graph keeps it small.
+    """
+
+    component: str
+    op: str
+    most: float
+    folded: bool
+
+
+@dataclass(frozen=True)
+class Unmet:
+    """What a recipe asked of a target that it could not do, and what it did instead.
+
+    asked, stored: schemes; `layers` counts the weights concerned.
+    """
+
+    component: str
+    asked: str
+    stored: str
+    layers: int
+    why: str
 
 
 @dataclass(frozen=True)
@@ -175,6 +224,9 @@ class Manifest:
     tools: Mapping[str, str]
     created_by: str
     files: tuple[Artifact, ...]
+    unmet: tuple[Unmet, ...] = ()
+    hazards: tuple[Hazard, ...] = ()
+    suppress: tuple[Suppression, ...] = ()
 
     def __post_init__(self) -> None:
         """Every graph has one entry."""

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nanoflux_benchmarks.device import Device
 from nanoflux_benchmarks.prediction import Plan
 from nanoflux_mobile.cost import BlockCost, Cost
+from nanoflux_mobile.device import Device
 
 FEW_BITS = 4
 WORTH = 0.01

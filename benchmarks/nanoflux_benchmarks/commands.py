@@ -24,9 +24,9 @@ def predict(
 
     Example: nanoflux predict build/tiny-small-coreml --device iphone-16-pro-max
     """
-    from nanoflux_benchmarks.device import load_device
     from nanoflux_benchmarks.predict import predict_bundle
     from nanoflux_benchmarks.prediction_text import tables
+    from nanoflux_mobile.device import load_device
 
     found = predict_bundle(bundle, load_device(device))
     screen = Console(stderr=True, highlight=False)

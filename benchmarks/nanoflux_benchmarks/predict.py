@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nanoflux_benchmarks.advice import CHANGES, WORTH, Setting, changed_blocks
-from nanoflux_benchmarks.device import Device, Fact, Unit, device_of
 from nanoflux_benchmarks.prediction import (
     Advice,
     BlockTime,
@@ -17,7 +16,12 @@ from nanoflux_benchmarks.prediction import (
     Prediction,
     UnitName,
 )
-from nanoflux_benchmarks.roofline import (
+from nanoflux_mobile.cost import FILE as COST_FILE
+from nanoflux_mobile.cost import BlockCost, Cost, read_cost
+from nanoflux_mobile.device import Device, Fact, Unit, device_of
+from nanoflux_mobile.errors import InputError
+from nanoflux_mobile.manifest import Manifest, read_manifest
+from nanoflux_mobile.roofline import (
     APP_SHARE,
     CALIBRATION,
     GUESSES,
@@ -30,10 +34,6 @@ from nanoflux_benchmarks.roofline import (
     widened,
     work,
 )
-from nanoflux_mobile.cost import FILE as COST_FILE
-from nanoflux_mobile.cost import BlockCost, Cost, read_cost
-from nanoflux_mobile.errors import InputError
-from nanoflux_mobile.manifest import Manifest, read_manifest
 from nanoflux_mobile.spec import parse_scheme
 
 UNITS: Mapping[str, UnitName] = {"cpuAndNeuralEngine": "npu", "gpu": "gpu"}

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from nanoflux_benchmarks.roofline import Range
+from nanoflux_mobile.roofline import Range
 
 UnitName = Literal["npu", "gpu"]
 Limit = Literal["compute", "memory bandwidth", "dispatch", "crossings", "storage"]

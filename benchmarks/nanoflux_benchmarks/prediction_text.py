@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from nanoflux_benchmarks.prediction import Advice, Call, MemoryUse, Prediction
-from nanoflux_benchmarks.roofline import Range
+from nanoflux_mobile.roofline import Range
 
 FITS = {True: "fits", False: "[red]does not fit[/red]", None: "nobody said whether that fits"}
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from published import FREE, Case, Row, case, fit, read_rows
 
-from nanoflux_benchmarks.roofline import Constants, Range
+from nanoflux_mobile.roofline import Constants, Range
 from nanoflux_mobile.strict_json import to_plain
 
 MOST_MEDIAN_ERROR = 0.20

@@ -16,8 +16,9 @@ import stable_diffusion as sd
 from layers import Graph
 from numpy.typing import NDArray
 
-from nanoflux_benchmarks.device import Kind, load_device
-from nanoflux_benchmarks.roofline import (
+from nanoflux_mobile.cost import BlockCost
+from nanoflux_mobile.device import Kind, load_device
+from nanoflux_mobile.roofline import (
     GUESSES,
     Constants,
     Engine,
@@ -29,7 +30,6 @@ from nanoflux_benchmarks.roofline import (
     widened,
     work,
 )
-from nanoflux_mobile.cost import BlockCost
 from nanoflux_mobile.strict_json import from_plain
 
 Array = NDArray[np.float64]

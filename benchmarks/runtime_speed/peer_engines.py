@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nanoflux_export.compression.plan import Plan
 from nanoflux_export.families.nanoflux import denoiser_function
 from nanoflux_export.graph import MAIN, MobileGraph, one_segment
 from nanoflux_export.targets.litert import target
@@ -129,15 +130,15 @@ def make_case(scale: Scale, folder: Path) -> Case:
     return Case(shipped, linear, module, inputs, folder)
 
 
-def litert(graph: MobileGraph, scheme: str, folder: Path) -> Engine:
+def litert(graph: MobileGraph, scheme: str, folder: Path, profile: str = "gpu") -> Engine:
     """A form of the denoiser as our exporter saves it, with weights stored as `scheme`."""
     function = graph.functions[MAIN]
-    path = folder / f"{function.segments[0].kind}-{scheme}.tflite"
+    path = folder / f"{function.segments[0].kind}-{scheme}-{profile}.tflite"
     if scheme == "fp32":
         samples = {spec.name: torch.zeros(spec.shape) for spec in function.inputs}
         convert(Whole(function).eval(), samples, ["velocity"], path)
     else:
-        target.write(graph, parse_scheme(scheme), path)
+        target.write(graph, Plan(parse_scheme(scheme), {}, profile), path)
     run = target.load(path, Component(graph.name, function.inputs, function.outputs))
     return lambda inputs: run(inputs)["velocity"]
 
@@ -232,6 +233,8 @@ def _quantised(program: torch.export.ExportedProgram, case: Case) -> nn.Module:
 
 ENGINES: dict[str, Callable[[Case], Engine]] = {
     OURS: lambda case: litert(case.shipped, "int8", case.folder),
+    "LiteRT int8, cpu profile": lambda case: litert(case.shipped, "int8", case.folder, "cpu"),
+    "LiteRT int4, cpu profile": lambda case: litert(case.shipped, "int4", case.folder, "cpu"),
     "LiteRT fp16": lambda case: litert(case.shipped, "fp16", case.folder),
     "LiteRT fp32": lambda case: litert(case.shipped, "fp32", case.folder),
     "LiteRT int8, linear form": lambda case: litert(case.linear, "int8", case.folder),

@@ -2,9 +2,10 @@
 
     python benchmarks/runtime_speed/peers.py --scale block --threads 2
 
-The shipped form (1x1 convolutions, rank 4) runs in LiteRT. Everybody else gets the same weights as
-linear layers, which suits them better, and LiteRT's int8 once more in that form, so that form and
-runtime can be told apart. All take and return the same tensors; PSNR against PyTorch in float32
+The shipped form (1x1 convolutions, rank 4) runs in LiteRT, and, as files for phone CPUs have it,
+with FULLY_CONNECTED in place of the convolutions. Everybody else gets the same weights as linear
+layers, which suits them better, and LiteRT's int8 once more in that form, so that form and runtime
+can be told apart. All take and return the same tensors; PSNR against PyTorch in float32
 shows whose speed is bought with accuracy.
 
 Engines take turns, a round being one call of each, in an order that moves on by one every round. A

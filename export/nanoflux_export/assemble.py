@@ -13,7 +13,8 @@ from safetensors.numpy import save_file
 
 from nanoflux_export.bundle import GOLDEN, PICTURE, REQUEST, TABLES, artifacts, memory_plan
 from nanoflux_export.golden import GOLDEN_SEED, Tensors, save_golden
-from nanoflux_export.graph import MobileGraph, Target
+from nanoflux_export.graph import Target
+from nanoflux_export.planning import Planned
 from nanoflux_export.saving import SavedChunk
 from nanoflux_export.student import Student
 from nanoflux_mobile import __version__
@@ -27,7 +28,7 @@ from nanoflux_mobile.manifest import (
     Manifest,
     RecipeEntry,
 )
-from nanoflux_mobile.spec import ComponentName, ComponentRecipe, Recipe
+from nanoflux_mobile.spec import ComponentName, Floors, Recipe
 from nanoflux_mobile.storage import write_file
 
 
@@ -59,17 +60,19 @@ def fill(
 
 
 def _entry(
-    graph: MobileGraph, chunks: Sequence[SavedChunk], target: Target, wanted: ComponentRecipe
+    planned: Planned, chunks: Sequence[SavedChunk], target: Target, floors: Floors
 ) -> ComponentEntry:
+    graph, plan = planned.graph, planned.plan
     whole = next(iter(graph.functions.values()))
     return ComponentEntry(
         name=graph.name,
-        scheme=wanted.scheme,
-        compute_unit=target.COMPUTE_UNIT,
+        scheme=str(plan.default),
+        compute_unit=target.PROFILES[plan.profile or next(iter(target.PROFILES))],
         inputs=whole.inputs,
         outputs=whole.outputs,
-        floors=wanted.floors,
+        floors=floors,
         chunks=tuple(map(_chunk, chunks)),
+        layers={name: str(scheme) for name, scheme in sorted(plan.layers.items())},
     )
 
 
@@ -88,14 +91,15 @@ def describe(
     student: Student,
     recipe: Recipe,
     target: Target,
+    plans: Sequence[Planned],
     files: Mapping[ComponentName, Sequence[SavedChunk]],
 ) -> Manifest:
     """The manifest of a filled folder, parity and lint still empty."""
     wanted, canvas = recipe.targets[target.NAME], student.parts.canvas
     schedule = student.family.noise_levels(student.parts, recipe.steps)
     entries = tuple(
-        _entry(graph, files[graph.name], target, wanted.components[graph.name])
-        for graph in student.graphs
+        _entry(plan, files[plan.name], target, wanted.components[plan.name].floors)
+        for plan in plans
     )
     return Manifest(
         schema=SCHEMA,
@@ -115,4 +119,7 @@ def describe(
         tools=target.tools(),
         created_by=f"nanoflux-mobile {__version__}",
         files=artifacts(folder),
+        unmet=tuple(unmet for plan in plans for unmet in plan.unmet),
+        hazards=tuple(hazard for plan in plans for hazard in plan.hazards),
+        suppress=recipe.suppress,
     )

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from nanoflux_export.compression.plan import Storage, plan_of
 from nanoflux_export.graph import Function, MobileGraph, Segment
-from nanoflux_mobile.spec import DType, Scheme, TensorSpec
+from nanoflux_mobile.spec import DType, TensorSpec
 
 _SPARE = 1.03
 """What a file may hold beside the weights at their nominal bits: palettes, scales, tables."""
 
 
 def cut(
-    graph: MobileGraph, scheme: Scheme, most_bytes: int, wires: DType
+    graph: MobileGraph, storage: Storage, most_bytes: int, wires: DType
 ) -> tuple[MobileGraph, ...]:
     """The graph as chunks of at most `most_bytes` of weights, in the order they run.
 
@@ -21,7 +22,7 @@ def cut(
     segments without weights that read nothing but the host's inputs are repeated where needed.
     `wires` is the type of what one chunk hands to the next. A single segment is never cut.
     """
-    places = _places(graph, scheme, most_bytes)
+    places = _places(graph, storage, most_bytes)
     count = 1 + max(places.values(), default=0)
     if count == 1:
         return (graph,)
@@ -36,14 +37,15 @@ def cut(
     return tuple(chunks)
 
 
-def stored_bytes(segment: Segment, scheme: Scheme) -> int:
-    """About what a segment takes in a file."""
-    return int(_SPARE * segment.parameters * scheme.bits / 8)
+def stored_bytes(segment: Segment, storage: Storage) -> int:
+    """About what a segment takes in a file, at most."""
+    bits = plan_of(storage).most_bits(segment.weights)
+    return int(_SPARE * segment.parameters * bits / 8)
 
 
-def _places(graph: MobileGraph, scheme: Scheme, most_bytes: int) -> dict[str, int]:
+def _places(graph: MobileGraph, storage: Storage, most_bytes: int) -> dict[str, int]:
     """The chunk of every name of weights; equally filled chunks, as few as fit."""
-    sizes = {s.weights: stored_bytes(s, scheme) for s in _in_order(graph)}
+    sizes = {s.weights: stored_bytes(s, storage) for s in _in_order(graph)}
     total = sum(sizes.values())
     share = total / max(1, -(-total // most_bytes))
     places, filled, chunk = {}, 0, 0

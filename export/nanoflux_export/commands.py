@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
-from nanoflux_export.console import console, parity_table, rows_table, watched
+from nanoflux_export.console import console, gpu_table, parity_table, rows_table, watched
+from nanoflux_export.findings import COLUMNS, explain_finding, explain_unused, lint_errors, row
 from nanoflux_mobile.strict_json import to_plain
+
+if TYPE_CHECKING:
+    from nanoflux_export.inspecting import Inspection
+    from nanoflux_mobile.manifest import Finding
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
@@ -116,39 +124,58 @@ def export(
 
     Example: nanoflux export my-flux --recipe tiny-small --out build
     """
+    from nanoflux_export.export_report import write_report
     from nanoflux_export.pipeline import export as run_export
     from nanoflux_export.recipe import load_recipe, with_loras
+    from nanoflux_export.remarks import fit_sentence, remarks
 
     wanted = with_loras(load_recipe(recipe, tuple(overrides or ())), tuple(lora or ()))
     screen = console()
     with screen.status("starting") as status:
-        bundles = run_export(checkpoint, wanted, out, watched(screen, status))
+        journal = watched(screen, status)
+        bundles = run_export(checkpoint, wanted, out, journal)
+        report = write_report(wanted, bundles, out, journal)
     for bundle in bundles:
         screen.print(parity_table(str(bundle.path), bundle.manifest.parity))
+        for sentence in (*map(fit_sentence, bundle.fits), *remarks(bundle.manifest)):
+            screen.print(f"[yellow]note[/yellow] {escape(sentence)}")
+    screen.print(f"[bold]report[/bold]  {report}")
     if as_json:
-        _print_json(made_plain(bundles))
+        _print_json(made_plain(bundles, report=str(report)))
 
 
 def verify(
-    bundle: Annotated[Path, typer.Argument(help="A bundle folder.")], as_json: AsJson = False
+    bundle: Annotated[Path, typer.Argument(help="A bundle folder.")],
+    gpu: Annotated[
+        bool,
+        typer.Option("--gpu", help="Also run LiteRT files on its GPU delegate, over Vulkan."),
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Hashes, lint, and parity of the saved files against the recipe's floors.
 
     Example: nanoflux verify build/tiny-small-coreml
     """
     from nanoflux_export.bundle import open_bundle
+    from nanoflux_export.verify import on_gpu
     from nanoflux_export.verify import verify as run_verify
 
     screen = console()
     with screen.status("checking hashes") as status:
-        found = run_verify(open_bundle(bundle), watched(screen, status))
+        opened, journal = open_bundle(bundle), watched(screen, status)
+        found = run_verify(opened, journal)
+        if gpu:
+            found = replace(found, gpu=on_gpu(opened, journal))
     if as_json:
         _print_json(found)
     else:
         screen.print(parity_table(str(bundle), found.parity))
-        rows = [(f.component, f.rule, str(f.count), f.advice) for f in found.lint]
-        screen.print(rows_table(("component", "lint rule", "times", "advice"), rows))
-    if found.failed:
+        _print_lint(screen, found.lint)
+        for item in found.unused:
+            screen.print(f"[yellow]note[/yellow] {escape(explain_unused(item))}")
+        if found.gpu:
+            screen.print(gpu_table(found.gpu))
+    if found.failed or found.errors or not all(figure.holds for figure in found.gpu):
         raise typer.Exit(1)
 
 
@@ -184,7 +211,8 @@ def inspect(
         Path, typer.Argument(help="A checkpoint, bundle, .mlpackage, .tflite or variant's name.")
     ],
     lint: Annotated[
-        bool, typer.Option("--lint", help="Also what would leave the accelerator.")
+        bool,
+        typer.Option("--lint", help="Also what would leave the accelerator; an error ends with 1."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -192,13 +220,20 @@ def inspect(
 
     Example: nanoflux inspect build/tiny-small-litert --lint
     """
-    from nanoflux_export.inspecting import SIZE_COLUMNS, facts, size_rows
     from nanoflux_export.inspecting import inspect as look
 
     found = look(path, lint)
     if as_json:
         _print_json(found)
-        return
+    else:
+        _print_inspection(path, found, lint)
+    if found.errors:
+        raise typer.Exit(1)
+
+
+def _print_inspection(path: Path, found: Inspection, lint: bool) -> None:
+    from nanoflux_export.inspecting import SIZE_COLUMNS, facts, size_rows
+
     screen = console()
     if sizes := found.variant:
         title = f"{path}: {sizes.side} px, {sizes.text_tokens} text tokens, {sizes.steps} steps"
@@ -208,5 +243,11 @@ def inspect(
         return
     screen.print(rows_table(("", found.kind), facts(found), title=str(path)))
     if lint:
-        rows = [(f.component, f.rule, str(f.count), f.advice) for f in found.lint]
-        screen.print(rows_table(("component", "lint rule", "times", "advice"), rows))
+        _print_lint(screen, found.lint)
+
+
+def _print_lint(screen: Console, findings: Sequence[Finding]) -> None:
+    """A table of all, then the errors in words."""
+    screen.print(rows_table(COLUMNS, [tuple(map(escape, row(finding))) for finding in findings]))
+    for error in lint_errors(findings):
+        screen.print(f"[red]error[/red] {escape(explain_finding(error))}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.status import Status
 from rich.table import Table
 
@@ -57,6 +59,32 @@ def parity_table(title: str, figures: Sequence[Parity]) -> Table:
         numbers = f"{figure.psnr_db:.1f}", f"{figure.floor_db:.1f}"
         table.add_row(figure.component, REFERENCES[figure.reference], *numbers, verdict)
     return table
+
+
+def gpu_table(figures: Sequence[Any]) -> Table:
+    """How every function did on the GPU: where it ran, and how it agrees with the CPU."""
+    table = Table(title="on the GPU", title_justify="left", title_style="bold")
+    for column in ("component", "function", "runs on"):
+        table.add_column(column)
+    for column in ("float32 dB", "half dB"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    for figure in figures:
+        where = f"{figure.device}, all of it" if figure.fully_accelerated else _partly(figure)
+        told = (
+            "not run" if db is None else f"{db:.1f} (floor {floor:.0f})"
+            for db, floor in (
+                (figure.fp32_db, figure.fp32_floor_db),
+                (figure.half_db, figure.half_floor_db),
+            )
+        )
+        verdict = "[green]holds[/green]" if figure.holds else "[red]does not hold[/red]"
+        table.add_row(figure.component, figure.function, where, *told, verdict)
+    return table
+
+
+def _partly(figure: Any) -> str:
+    return escape(f"{figure.device or 'nothing'}; not taken: {'; '.join(figure.on_cpu)}")
 
 
 def rows_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> Table:

@@ -56,7 +56,17 @@ def _core_ml() -> Check:
     return Check("device", "Core ML itself", found, True)
 
 
+def _software_gpu() -> Check:
+    try:
+        from nanoflux_export.targets.litert.gpu import GET_DRIVER, driver
+    except ImportError:  # the extra's own rows say so
+        return Check("litert", "a Vulkan driver", "not looked for without LiteRT", True)
+    found = driver()
+    where = found.icd if found else f"none, so no GPU checks of .tflite files: {GET_DRIVER}"
+    return Check("litert", "a Vulkan driver", where, True)
+
+
 def examine() -> tuple[Check, ...]:
     """Every check, in the order of the extras."""
     packages = [_package(extra, name) for extra, names in NEEDS.items() for name in names]
-    return (*packages, _numpy(), _core_ml())
+    return (*packages, _numpy(), _core_ml(), _software_gpu())

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from torch import nn
 
+from nanoflux_export.compression.plan import Storage
 from nanoflux_mobile.cost import Cost
 from nanoflux_mobile.drawing import Runner
 from nanoflux_mobile.manifest import Finding
-from nanoflux_mobile.spec import Component, ComponentName, DType, Scheme, TensorSpec
+from nanoflux_mobile.spec import Attention, Component, ComponentName, DType, Scheme, TensorSpec
 
 __all__ = [
     "MAIN",
@@ -29,6 +30,7 @@ __all__ = [
     "Target",
     "TensorLine",
     "one_segment",
+    "rewritten",
 ]
 
 
@@ -98,6 +100,33 @@ def one_segment(component: Component, module: nn.Module) -> MobileGraph:
     return MobileGraph(component.name, {MAIN: function})
 
 
+Change = Callable[[Segment, nn.Module], nn.Module]
+
+
+def rewritten(
+    graph: MobileGraph, change: Change, form: Callable[[Segment], str] = lambda segment: ""
+) -> MobileGraph:
+    """The graph with every segment's module passed through `change` as it is built.
+
+    `form` names what the change makes of a segment's shape, empty where it only changes values:
+    segments of one kind whose forms differ become different kinds.
+    """
+
+    def segment(old: Segment) -> Segment:
+        tail = form(old)
+        return replace(
+            old,
+            kind=f"{old.kind}~{tail}" if tail else old.kind,
+            build=lambda: change(old, old.build()),
+        )
+
+    functions = {
+        name: replace(function, segments=tuple(map(segment, function.segments)))
+        for name, function in graph.functions.items()
+    }
+    return MobileGraph(graph.name, functions)
+
+
 @dataclass(frozen=True)
 class TensorLine:
     """An input or output as a saved file declares it; None is a size known only at run time."""
@@ -125,9 +154,11 @@ class Target(Protocol):
 
     NAME: str
     SUFFIX: str
-    COMPUTE_UNIT: str
-    SCHEMES: tuple[str, ...]
-    """Kinds of `Scheme` it can store."""
+    PROFILES: Mapping[str, str]
+    """Processors that files can be shaped for, the usual one first, and what apps call them."""
+
+    ATTENTION: Attention
+    """The way to write attention that suits it best; benchmarks/attention_study has the reasons."""
 
     HALF_CONSTANTS: bool
     """Whether norms, biases and tables are stored in half precision like the weights."""
@@ -142,14 +173,27 @@ class Target(Protocol):
     def write(
         self,
         graph: MobileGraph,
-        scheme: Scheme,
+        storage: Storage,
         out: Path,
         on_segment: Callable[[int, int], None] = lambda done, of: None,
     ) -> None:
-        """Write the graph with its weights stored as `scheme` to `out`, whole or not at all.
+        """Write the graph with its weights stored as told to `out`, whole or not at all.
 
         `on_segment` hears how many segments are done, and of how many.
         """
+
+    def nearest(self, scheme: Scheme, profile: str, component: ComponentName) -> tuple[Scheme, str]:
+        """How it stores what a recipe asks for, and, where that is something else, why.
+
+        The answer is a scheme that `write` takes, never worse in quality than the wish where the
+        runtime has one; the reason is empty when the wish is honoured.
+        """
+
+    def choices(self, profile: str, component: ComponentName) -> tuple[str, ...]:
+        """Schemes that a budget chooses from where the recipe names none."""
+
+    def resident_bits(self, scheme: Scheme, profile: str) -> float:
+        """Bits that a weight of a scheme takes in memory while the graph runs."""
 
     def stored(self, path: Path) -> Callable[[str], np.ndarray]:
         """A reader of the weights of a saved file, dense and float32, by `Segment.weights`, a
@@ -166,8 +210,10 @@ class Target(Protocol):
     ) -> Runner:
         """A function of a saved file, ready to run on this machine in one of PRECISIONS."""
 
-    def lint(self, path: Path, component: str) -> tuple[Finding, ...]:
-        """What would leave the accelerator or slow it down."""
+    def lint(self, path: Path, component: str, profile: str = "") -> tuple[Finding, ...]:
+        """What a processor would refuse, leave or do slowly; `profile` is one of PROFILES, empty
+        for the first.
+        """
 
     def cost(self, path: Path, component: str) -> Cost:
         """What every block of a saved file computes, reads and writes."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from nanoflux_export.bundle import open_bundle, target_named
 from nanoflux_export.console import size
+from nanoflux_export.findings import lint_errors
 from nanoflux_export.graph import Finding, Summary, Target
 from nanoflux_mobile import plugins, variants
 from nanoflux_mobile.checkpoint import TRANSFORMER, Checkpoint, open_checkpoint
@@ -80,6 +81,11 @@ class Inspection:
     lint: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
 
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """Findings that fail what was inspected: errors that no recipe lets pass."""
+        return lint_errors(self.lint)
+
 
 def _target_of(path: Path) -> Target | None:
     for name in plugins.names("nanoflux_export.targets"):
@@ -114,7 +120,11 @@ def _part(checkpoint: Checkpoint, name: str) -> Part:
 
 
 def inspect(path: Path, lint: bool) -> Inspection:
-    """Look into a path or variant; weights are mapped, not loaded. InputError if it is neither."""
+    """Look into a path or variant; weights are mapped, not loaded. InputError if it is neither.
+
+    Lint findings of a bundle are those that its manifest tells; a file is read for them here, by
+    the rules of its target's first profile.
+    """
     if path.suffix == ".toml" or (str(path) in variants.names() and not path.exists()):
         variant = variants.load(str(path))
         return Inspection(f"variant of {variant.family}", str(path), variant=_sized(variant))

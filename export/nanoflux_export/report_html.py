@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from importlib import resources
 
 from nanoflux_export.console import size
+from nanoflux_export.fitting.fit import Fit
 from nanoflux_export.report.gallery import Row, gallery
 from nanoflux_export.report.notes import lint_table, provenance
 from nanoflux_export.report.parity_chart import headline, margins, parity_chart
+from nanoflux_export.report.sensitivity_chart import Fitted, sensitivity_charts
 from nanoflux_export.report.sizes import bundle_bytes, memory_plan, size_table
 from nanoflux_export.report.stages import stage_chart, total_text
 from nanoflux_export.report.words import bundle_name, count
@@ -39,13 +41,16 @@ _NAVIGATION = {
 
 @dataclass(frozen=True)
 class Report:
-    """What a page tells: pictures by prompt, one manifest per bundle, the steps of the run."""
+    """What a page tells: pictures by prompt, a manifest per bundle, the steps of the run, and how
+    layers were chosen where a budget chose them.
+    """
 
     title: str
     summary: str
     rows: tuple[Row, ...]
     manifests: tuple[Manifest, ...]
     steps: tuple[Step, ...]
+    fits: tuple[Fit, ...] = ()
 
 
 def render(report: Report) -> str:
@@ -55,9 +60,10 @@ def render(report: Report) -> str:
         _header(report),
         element(
             "main",
-            gallery(report.rows),
+            gallery(report.rows) if report.rows else "",
             parity_chart(report.manifests),
             size_table(report.manifests),
+            sensitivity_charts(tuple(map(_fitted, report.fits))),
             stage_chart(report.steps),
             lint_table(report.manifests),
             memory_plan(report.manifests),
@@ -68,6 +74,10 @@ def render(report: Report) -> str:
     return document(
         f"{report.title}: {headline(report.manifests).text}", css.read_text("utf-8"), body
     )
+
+
+def _fitted(fit: Fit) -> Fitted:
+    return Fitted(fit.component, fit.sensitivity, fit.schemes)
 
 
 def _header(report: Report) -> Markup:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from nanoflux_export.chunking import cut, stored_bytes
 from nanoflux_export.graph import MobileGraph, Target
+from nanoflux_export.planning import Planned
 from nanoflux_export.student import Student
 from nanoflux_export.work import WORK, Journal, once
 from nanoflux_mobile.errors import InputError
-from nanoflux_mobile.spec import Recipe, Scheme, parse_scheme
 
 _COPIES = 2
 """A chunk lies in the work folder and in the bundle."""
@@ -32,25 +32,15 @@ class SavedChunk:
 
 
 def save_graph(
-    student: Student,
-    graph: MobileGraph,
-    target: Target,
-    recipe: Recipe,
-    work: Path,
-    journal: Journal,
+    student: Student, planned: Planned, target: Target, work: Path, journal: Journal
 ) -> tuple[SavedChunk, ...]:
     """Every chunk of a graph, those that an earlier run finished taken from there."""
-    scheme = scheme_of(recipe, target, graph)
-    chunks = cut(graph, scheme, target.MAX_BYTES, target.WIRES)
+    chunks = cut(planned.graph, planned.plan, target.MAX_BYTES, target.WIRES)
+    names = chunk_names(planned.graph, len(chunks))
     return tuple(
-        _save_chunk(student, chunk, name, target, scheme, work, journal)
-        for name, chunk in zip(chunk_names(graph, len(chunks)), chunks, strict=True)
+        _save_chunk(student, chunk, name, target, planned, work, journal)
+        for name, chunk in zip(names, chunks, strict=True)
     )
-
-
-def scheme_of(recipe: Recipe, target: Target, graph: MobileGraph) -> Scheme:
-    """How a recipe stores a graph for a target."""
-    return parse_scheme(recipe.targets[target.NAME].components[graph.name].scheme)
 
 
 def chunk_names(graph: MobileGraph, count: int) -> list[str]:
@@ -65,17 +55,22 @@ def _save_chunk(
     chunk: MobileGraph,
     name: str,
     target: Target,
-    scheme: Scheme,
+    planned: Planned,
     work: Path,
     journal: Journal,
 ) -> SavedChunk:
     package = f"{name}{target.SUFFIX}"
-    said = f"{target.NAME}: write {name} as {scheme}"
+    said = f"{target.NAME}: write {name} as {planned.plan.default}"
 
     def make(folder: Path) -> None:
-        target.write(chunk, scheme, folder / package, journal.part)
+        target.write(chunk, planned.plan, folder / package, journal.part)
 
-    inputs = {"student": student.key, "tools": target.tools(), "functions": _form(chunk)}
+    inputs = {
+        "student": student.key,
+        "tools": target.tools(),
+        "functions": _form(chunk),
+        "plan": planned.key,
+    }
     return SavedChunk(chunk, once(work, said, inputs, make, journal) / package)
 
 
@@ -84,12 +79,10 @@ def _form(chunk: MobileGraph) -> dict[str, list[str]]:
     return {name: [s.weights for s in f.segments] for name, f in chunk.functions.items()}
 
 
-def check_disk(
-    graphs: Sequence[MobileGraph], targets: Sequence[Target], recipe: Recipe, out: Path
-) -> None:
+def check_disk(plans: Sequence[Planned], out: Path) -> None:
     """Refuse, before any work, an export that the disk cannot hold; what is made already counts."""
     made = sum(file.stat().st_size for file in (out / WORK).rglob("*") if file.is_file())
-    needed = _COPIES * sum(_stored(graphs, targets, recipe)) - made
+    needed = _COPIES * sum(map(_stored, plans)) - made
     place = next(folder for folder in (out, *out.resolve().parents) if folder.exists())
     free = shutil.disk_usage(place).free
     if needed > free:
@@ -119,15 +112,10 @@ def _free_memory() -> int | None:
     return None
 
 
-def _stored(
-    graphs: Sequence[MobileGraph], targets: Sequence[Target], recipe: Recipe
-) -> Iterator[int]:
-    for target in targets:
-        for graph in graphs:
-            scheme = scheme_of(recipe, target, graph)
-            sizes = {
-                segment.weights: stored_bytes(segment, scheme)
-                for function in graph.functions.values()
-                for segment in function.segments
-            }
-            yield sum(sizes.values())
+def _stored(planned: Planned) -> int:
+    sizes = {
+        segment.weights: stored_bytes(segment, planned.plan)
+        for function in planned.graph.functions.values()
+        for segment in function.segments
+    }
+    return sum(sizes.values())

@@ -15,7 +15,7 @@ from nanoflux_mobile import plugins
 from nanoflux_mobile.checkpoint import open_checkpoint
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.lora import fuse, read_lora
-from nanoflux_mobile.spec import Recipe, content_digest, parse_scheme
+from nanoflux_mobile.spec import Recipe, content_digest
 from nanoflux_mobile.storage import file_sha256
 from nanoflux_mobile.weights import Weights, with_zeros
 
@@ -79,16 +79,14 @@ def check_recipe(student: Student, recipe: Recipe) -> None:
     names = [graph.name for graph in student.graphs]
     for target_name, wanted in recipe.targets.items():
         where = f"recipe {recipe.name}, targets.{target_name}"
-        accepted = target_named(target_name).SCHEMES
         if sorted(wanted.components) != sorted(names):
             given = ", ".join(sorted(wanted.components))
             raise InputError(f"{where} has components {given}; the family has {', '.join(names)}")
-        for name, component in wanted.components.items():
-            if parse_scheme(component.scheme).kind not in accepted:
-                raise InputError(
-                    f"{where}.components.{name}: {target_name} cannot store {component.scheme}; "
-                    f"it stores {', '.join(accepted)}"
-                )
+        profiles = target_named(target_name).PROFILES
+        if wanted.profile and wanted.profile not in profiles:
+            raise InputError(
+                f"{where}.profile is {wanted.profile!r}; {target_name} has {', '.join(profiles)}"
+            )
 
 
 def golden_request(student: Student, recipe: Recipe) -> Request:

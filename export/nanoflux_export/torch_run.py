@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,7 +14,8 @@ from nanoflux_export.graph import Function, MobileGraph, Runner, Segment
 from nanoflux_mobile.drawing import Graphs
 from nanoflux_mobile.spec import ComponentName
 
-Prepare = Callable[[nn.Module], nn.Module]
+Prepare = Callable[[Segment, nn.Module], nn.Module]
+"""What becomes of a segment's module before it runs."""
 
 
 class Whole(nn.Module):
@@ -39,7 +41,7 @@ def _named(segment: Segment, made: Tensor | tuple[Tensor, ...]) -> dict[str, Ten
 
 
 def torch_runner(
-    function: Function, prepare: Prepare = lambda module: module, *, keep: bool = True
+    function: Function, prepare: Prepare = lambda segment, module: module, *, keep: bool = True
 ) -> Runner:
     """A function in float32, each segment's module passed through `prepare` first.
 
@@ -50,7 +52,7 @@ def torch_runner(
     def module_of(segment: Segment) -> nn.Module:
         if segment.weights in kept:
             return kept[segment.weights]
-        made = prepare(segment.build()).eval()
+        made = prepare(segment, segment.build()).eval()
         return kept.setdefault(segment.weights, made) if keep else made
 
     @torch.inference_mode()
@@ -66,14 +68,16 @@ def torch_runner(
 
 def torch_graphs(
     graphs: Sequence[MobileGraph],
-    prepare: Callable[[ComponentName, nn.Module], nn.Module],
+    prepare: Callable[
+        [ComponentName, Segment, nn.Module], nn.Module
+    ] = lambda graph, segment, module: module,
     *,
     keep: bool = True,
 ) -> Graphs:
-    """All graphs of a student; `prepare` also hears which graph a module belongs to."""
+    """All graphs of a student; `prepare` also hears which graph and segment a module belongs to."""
 
     def runner(graph: MobileGraph, function: Function) -> Runner:
-        return torch_runner(function, lambda module: prepare(graph.name, module), keep=keep)
+        return torch_runner(function, partial(prepare, graph.name), keep=keep)
 
     runners = {
         (graph.name, name): runner(graph, function)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nanoflux_export.bundle import GOLDEN, Bundle, saved_graphs, target_named
+from nanoflux_export.findings import lint_errors, merged, unused, with_reasons
 from nanoflux_export.golden import (
     GOLDEN_SEED,
     REFERENCES,
@@ -22,19 +23,34 @@ from nanoflux_export.golden import (
     probes,
 )
 from nanoflux_export.work import Journal
+from nanoflux_mobile import plugins
 from nanoflux_mobile.drawing import Graphs
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.manifest import Finding, Manifest
 from nanoflux_mobile.parity import Parity, psnr_db
-from nanoflux_mobile.spec import Floors
+from nanoflux_mobile.spec import Floors, Suppression
+
+if TYPE_CHECKING:
+    from nanoflux_export.targets.litert.gpu_check import GpuFigure
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What verifying found: parity of every component and of the image, and lint."""
+    """What verifying found: parity of every component and of the image, and lint.
+
+    `unused` are suppressions of the recipe that nothing needs; `gpu` is how the files did on a GPU,
+    where that was asked for.
+    """
 
     parity: tuple[Parity, ...]
     lint: tuple[Finding, ...]
+    unused: tuple[Suppression, ...] = ()
+    gpu: tuple[GpuFigure, ...] = ()
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """Findings that fail the bundle: errors that its recipe does not let pass."""
+        return lint_errors(self.lint)
 
     @property
     def failed(self) -> tuple[Parity, ...]:
@@ -88,14 +104,20 @@ def in_half(figures: tuple[Parity, ...]) -> tuple[Parity, ...]:
 
 
 def lint(bundle_path: Path, manifest: Manifest) -> tuple[Finding, ...]:
-    """Lint findings of every file; those that several chunks of a graph share are counted up."""
+    """Lint findings of every file, those of several chunks of a graph as one.
+
+    What the recipe suppresses has its reason.
+    """
+    return with_reasons(merged(_found(bundle_path, manifest)), manifest.suppress)
+
+
+def _found(bundle_path: Path, manifest: Manifest) -> Iterator[Finding]:
     target = target_named(manifest.target)
-    counts: Counter[tuple[str, str, str]] = Counter()
+    profiles = {unit: profile for profile, unit in target.PROFILES.items()}
     for entry in manifest.components:
+        profile = profiles.get(entry.compute_unit, "")
         for chunk in entry.chunks:
-            for finding in target.lint(bundle_path / chunk.path, entry.name):
-                counts[finding.component, finding.rule, finding.advice] += finding.count
-    return tuple(Finding(name, rule, n, advice) for (name, rule, advice), n in counts.items())
+            yield from target.lint(bundle_path / chunk.path, entry.name, profile)
 
 
 def golden_request(bundle: Bundle, golden: Tensors) -> Request:
@@ -131,4 +153,24 @@ def verify(bundle: Bundle, journal: Journal) -> Verification:
     with journal.step("lint"):
         findings = lint(bundle.path, manifest)
     order = [*floors, "image"]
-    return Verification(tuple(sorted(parity, key=lambda p: order.index(p.component))), findings)
+    figures = tuple(sorted(parity, key=lambda p: order.index(p.component)))
+    return Verification(figures, findings, unused(findings, manifest.suppress))
+
+
+def on_gpu(bundle: Bundle, journal: Journal) -> tuple[GpuFigure, ...]:
+    """How the files that are for a GPU do on one, in the runtime's own delegate.
+
+    InputError for a target whose GPU does not run here, or without a Vulkan driver.
+    """
+    name = bundle.manifest.target
+    if "gpu_check" not in plugins.names(f"nanoflux_export.targets.{name}"):
+        raise InputError(
+            f"{bundle.path} is made for {name}, whose accelerator runs on its own devices only; "
+            "verify it without --gpu"
+        )
+    checker = plugins.load(f"nanoflux_export.targets.{name}", "gpu_check")
+    with journal.step("run the files on the GPU delegate, shaders compiled first"):
+        found: tuple[GpuFigure, ...] = checker.check(
+            bundle.path, bundle.manifest, probes(load_golden(bundle.path / GOLDEN))
+        )
+    return found

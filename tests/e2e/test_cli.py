@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from nanoflux_export.doctor import examine
+from nanoflux_export.work import WORK
 from nanoflux_mobile import cli as command_line
 from nanoflux_mobile import storage
 
@@ -120,7 +121,16 @@ def test_verify_shows_every_figure(cli, micro, target: str) -> None:
     found = json.loads(ended.out)
     manifest = json.loads((micro.bundles[target] / "manifest.json").read_text("utf-8"))
     assert ended.code == 0
-    assert found == {"parity": manifest["parity"], "lint": manifest["lint"]}
+    assert found == {
+        **{"parity": manifest["parity"], "lint": manifest["lint"]},
+        **{"unused": [], "gpu": []},
+    }
+
+
+def test_only_litert_has_an_accelerator_that_runs_here(cli, micro) -> None:
+    ended = cli("verify", micro.bundles["coreml"], "--gpu")
+    assert ended.code == 3
+    assert "verify it without --gpu" in ended.err
 
 
 @pytest.mark.parametrize("kind", ["checkpoint", "coreml", "litert"])
@@ -242,7 +252,9 @@ def test_a_full_disk_leaves_no_bundle(cli, micro, tmp_path: Path, monkeypatch) -
     monkeypatch.setattr("nanoflux_export.targets.coreml.target.write", full)
     ended = cli("export", micro.checkpoint, "--recipe", micro.recipe, "--out", tmp_path / "out")
     ended.refused(3, "disk is full")
-    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [WORK]
+    made = {path.name for path in (tmp_path / "out" / WORK).iterdir()}
+    assert not [name for name in made if "write" in name or "partial" in name]
 
 
 def test_a_disk_that_is_too_small_is_said_before_any_work(

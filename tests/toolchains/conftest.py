@@ -41,6 +41,19 @@ def adbd_root() -> Path:
 
 
 @pytest.fixture(scope="session")
+def vulkan() -> Iterator[None]:
+    """A Vulkan driver: the one that the environment names, or what vulkan.sh unpacked."""
+    gpu = pytest.importorskip("nanoflux_export.targets.litert.gpu")
+    if gpu.driver() is None:
+        missing("a Vulkan driver is not here", str(HERE / "vulkan.sh"))
+    with pytest.MonkeyPatch.context() as patch:
+        # Mesa's driver in software compiles a shader for each op: small graphs run long before
+        # optimising would pay. The same numbers come out.
+        patch.setenv("GALLIVM_PERF", "nopt")
+        yield
+
+
+@pytest.fixture(scope="session")
 def adb(adbd_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """An adb program ($NANOFLUX_ADB, or the one beside adbd) with a server of its own."""
     program = os.environ.get("NANOFLUX_ADB", str(adbd_root.parent / "adb"))

@@ -339,4 +339,4 @@ def test_a_stage_becomes_a_litert_file_that_gpus_take(stage, tmp_path):
     kinds = Counter(op.kind for op in read.graphs[0].ops)
     assert kinds["BATCH_MATMUL"] == 2 * kinds["SOFTMAX"] > 0
     assert "FULLY_CONNECTED" not in kinds
-    assert {finding.rule for finding in findings(read, "denoiser")} <= {"transposes"}
+    assert {finding.rule for finding in findings(read, "denoiser")} <= {"gpu/transposes"}

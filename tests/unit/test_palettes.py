@@ -139,6 +139,125 @@ def test_never_worse_than_the_k_means_of_coremltools(bits: int, shape: str) -> N
     assert ours >= 0.99 * reference  # theirs is the optimum but for the rounding of its entries
 
 
+def _weighted_error(values: np.ndarray, weights: np.ndarray, stored: np.ndarray) -> float:
+    away = values.astype(np.float64) - stored.astype(np.float64)
+    return math.fsum((weights * np.square(away)).reshape(-1))
+
+
+def _by_coremltools(values: np.ndarray, clusters: int, weights: np.ndarray) -> np.ndarray:
+    """What the k-means bundled with coremltools stores, its centroids rounded as ours are."""
+    from coremltools._deps import kmeans1d
+
+    flat = values.reshape(-1).astype(np.float64)
+    theirs = kmeans1d.cluster(flat, clusters, weights=weights.reshape(-1).astype(np.float64))
+    stored = np.array(theirs.centroids).astype(np.float16)[np.array(theirs.clusters)]
+    return stored.reshape(values.shape)
+
+
+WEIGHTS = st.one_of(st.just(0.0), st.floats(2.0**-10, 2.0**10))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    st.lists(st.tuples(st.floats(-60000, 60000, width=16), WEIGHTS), min_size=1, max_size=11),
+    st.integers(1, 3),
+)
+def test_no_partition_has_less_weighted_error(pairs: list[tuple[float, float]], bits: int) -> None:
+    values, weights = (np.array(column) for column in zip(*sorted(pairs), strict=True))
+    counted = weights if weights.any() else np.ones(weights.size)
+    some, masses = values[counted > 0], counted[counted > 0]
+
+    def off(start: int, end: int) -> float:
+        mean = np.average(some[start:end], weights=masses[start:end])
+        return float((masses[start:end] * np.square(some[start:end] - mean)).sum())
+
+    cuts = combinations(range(1, some.size), min(1 << bits, some.size) - 1)
+    best = min(sum(off(a, b) for a, b in pairwise([0, *cut, some.size])) for cut in cuts)
+    stored = snapped(values.astype(np.float16), bits, weights=weights)
+    rounding = masses.sum() * (HALF_ULP * float(np.abs(some).max())) ** 2
+    assert _weighted_error(values, counted, stored) <= best * (1 + 1e-9) + rounding
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 6])
+@pytest.mark.parametrize("spread", [0.5, 3.0])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_never_worse_than_the_weighted_k_means_of_coremltools(
+    bits: int, spread: float, seed: int
+) -> None:
+    pytest.importorskip("coremltools")
+    generator = np.random.default_rng(seed)
+    values = generator.laplace(0.01 * seed, 0.02, (24, 60)).astype(np.float16)
+    weights = generator.lognormal(0, spread, 60)
+    every = np.broadcast_to(weights, values.shape)
+    reference = _weighted_error(values, every, _by_coremltools(values, 1 << bits, every))
+    ours = _weighted_error(values, every, snapped(values, bits, weights=weights))
+    assert 0.99 * reference <= ours <= reference * (1 + DOUBLES)
+
+
+@pytest.mark.parametrize("threads", ["1", "3"])
+@pytest.mark.parametrize(("axis", "groups"), [(0, 6), (1, 4), (-1, 1)])
+def test_weights_belong_to_their_groups(
+    monkeypatch: pytest.MonkeyPatch, axis: int, groups: int, threads: str
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    generator = np.random.default_rng(1)
+    values = generator.normal(size=(6, 8, 3)).astype(np.float16)
+    weights = generator.lognormal(size=(6, 8, 3))
+    luts, codes = palette_groups(values, 2, groups, axis, weights)
+    parts = (np.split(each, groups, axis) for each in (values, weights, codes))
+    for lut, part, heavy, indices in zip(luts, *parts, strict=True):
+        alone, alone_indices = palette_groups(part.reshape(-1), 2, 1, 0, heavy.reshape(-1))
+        np.testing.assert_array_equal(lut, alone[0])
+        np.testing.assert_array_equal(indices.reshape(-1), alone_indices)
+
+
+@pytest.mark.parametrize("weight", [1, np.float32(0.1), 1e-300, 1e300, 0.0])
+def test_equal_weights_are_none(weight: float) -> None:
+    values = np.random.default_rng(4).normal(size=(8, 90)).astype(np.float16)
+    for alone, alike in zip(
+        palette_groups(values, 3, 4), palette_groups(values, 3, 4, 0, np.array(weight)), strict=True
+    ):
+        np.testing.assert_array_equal(alone, alike)
+
+
+def test_weights_spread_over_channels() -> None:
+    generator = np.random.default_rng(5)
+    values = generator.normal(size=(8, 30, 2)).astype(np.float16)
+    weights = generator.lognormal(size=(30, 1))
+    spread = np.broadcast_to(weights, values.shape).copy()
+    for narrow, wide in zip(
+        palette_groups(values, 3, 2, 0, weights),
+        palette_groups(values, 3, 2, 0, spread),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(narrow, wide)
+
+
+def test_what_weighs_nothing_takes_no_entry() -> None:
+    values = np.array([1, 2, 3, 4, 70, 80, 90], np.float16)
+    weights = np.array([1, 1, 1, 1, 0, 0, 0])
+    luts, codes = palette_groups(values, 2, 1, 0, weights)
+    assert luts[0].tolist() == [1, 2, 3, 4]
+    assert codes.tolist() == [0, 1, 2, 3, 3, 3, 3]
+
+
+def test_weights_of_any_ratio_end_well() -> None:
+    """Those below 2**-40 of the rest count for that much, so that no cluster weighs nothing."""
+    values = np.linspace(-3, 3, 400).astype(np.float16)
+    weights = 2.0 ** np.random.default_rng(6).uniform(-1000, 1000, 400)
+    luts, _ = palette_groups(values, 4, 1, 0, weights)
+    assert np.isfinite(luts).all()
+    assert (np.diff(luts) > 0).all()
+    heaviest = values[weights.argmax()]
+    assert heaviest in luts
+
+
+@pytest.mark.parametrize("weight", [-1.0, np.nan, np.inf])
+def test_refuses_weights_that_are_none(weight: float) -> None:
+    with pytest.raises(ValueError, match="weights that are"):
+        palette_groups(np.ones((2, 3), np.float16), 2, 1, 0, np.array([1, weight, 1]))
+
+
 @pytest.mark.parametrize("bits", [1, 4, 8])
 def test_entries_ascend_and_each_value_has_the_nearest(bits: int) -> None:
     values = np.random.default_rng(3).normal(size=(40, 50)).astype(np.float16)

@@ -24,10 +24,10 @@ def test_every_shipped_recipe_covers_its_family(name: str) -> None:
     assert recipe.family in plugins.names("nanoflux_mobile.families")
     assert recipe.summary.endswith(".")
     assert set(recipe.targets) <= set(plugins.names("nanoflux_export.targets"))
-    for target in recipe.targets.values():
+    for key, target in recipe.targets.items():
         assert set(target.components) == COMPONENTS
-        for component in target.components.values():
-            assert parse_scheme(component.scheme)
+        for part, component in target.components.items():
+            assert parse_scheme(recipe.intent(key, part).scheme)
             assert 0 < component.floors.quality <= component.floors.graph <= 100
 
 

@@ -27,7 +27,7 @@ from nanoflux_export.rewrites.channel_norm import ChannelRMSNorm, channel_layer_
 from nanoflux_export.rewrites.conv1x1 import conv1x1
 from nanoflux_export.rewrites.group_norm import RankFourGroupNorm, replace_group_norms
 from nanoflux_export.rewrites.half_split_rope import evens_first, evens_first_rows, rotate_halves
-from nanoflux_export.rewrites.head_attention import attend, split_heads
+from nanoflux_export.rewrites.head_attention import HeadAttention, split_heads
 from nanoflux_export.torch_run import torch_runner
 from nanoflux_mobile.checkpoint import open_checkpoint
 from nanoflux_mobile.families import nanoflux as family
@@ -202,7 +202,7 @@ def test_head_attention_is_that_of_torch(heads, width, queries, keys, seed):
     q_BHKS, k_BHKS, v_BHKS = (x.transpose(2, 3) for x in (q, k, v))
     for mask in (None, bias):
         expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        ours = attend(q_BHKS * width**-0.5, k_BHKS, v_BHKS, mask)
+        ours = HeadAttention()(q_BHKS * width**-0.5, k_BHKS, v_BHKS, mask)
         assert_close(ours, columns(expected.transpose(1, 2).flatten(2)))
 
 

@@ -9,7 +9,9 @@ from torch import nn
 
 pytest.importorskip("numba")
 
+from nanoflux_export.compression.coding import code, decode
 from nanoflux_export.compression.palettes import palette
+from nanoflux_export.compression.plan import Plan
 from nanoflux_export.compression.rounding import rounded
 from nanoflux_export.compression.selection import is_palettized
 from nanoflux_mobile.errors import InputError
@@ -100,7 +102,7 @@ def test_int8_is_the_grid_of_ai_edge_quantizer() -> None:
     module = Layers()
     with torch.no_grad():
         module.linear.weight[5] = 0.0
-    twin = rounded(module, parse_scheme("int8"))
+    twin = rounded(module, parse_scheme("int8"), half_constants=False)
     for name, axis in WEIGHTS.items():
         weight = module.get_submodule(name).weight.detach().numpy()
         others = tuple(at for at in range(weight.ndim) if at != axis)
@@ -116,6 +118,90 @@ def test_int8_is_the_grid_of_ai_edge_quantizer() -> None:
         np.testing.assert_array_equal(twin.get_submodule(name).weight.detach().numpy(), expected)
     assert torch.equal(twin.linear.bias, module.linear.bias)
     assert torch.equal(twin.table, module.table)
+
+
+@pytest.mark.parametrize("text", ["int8", "int4", "int4-b32", "int4-b64"])
+def test_integers_of_a_matrix_are_those_of_ai_edge_quantizer(text: str) -> None:
+    """The function that its recipes for dynamic ranges quantise a weight with."""
+    pytest.importorskip("ai_edge_quantizer")
+    from ai_edge_quantizer import qtyping
+    from ai_edge_quantizer.algorithms.uniform_quantize import naive_min_max_quantize as aeq
+    from ai_edge_quantizer.algorithms.uniform_quantize.uniform_quantize_tensor import (
+        uniform_dequantize,
+    )
+
+    module, scheme = nn.Linear(128, 48), parse_scheme(text)
+    with torch.no_grad():
+        module.weight[5] = 0.0
+        module.weight *= torch.logspace(-3, 3, 48)[:, None]
+    blocks = f"BLOCKWISE_{scheme.group}" if scheme.group else "CHANNELWISE"
+    config = qtyping.TensorQuantizationConfig(
+        num_bits=scheme.bits, symmetric=True, granularity=qtyping.QuantGranularity[blocks]
+    )
+    info = qtyping.OpInfo(
+        None,
+        qtyping.TFLOperationName.FULLY_CONNECTED,
+        0,
+        qtyping.OpQuantizationConfig(weight_tensor_config=config),
+    )
+    twin = rounded(module, scheme, half_constants=False)
+    with np.errstate(invalid="ignore"):  # it divides zeros by a block scale of zero
+        grid = aeq.get_tensor_quant_params(info, config, module.weight.detach().numpy())
+    expected = uniform_dequantize(grid.quantized_data, grid)
+    np.testing.assert_array_equal(twin.weight.detach().numpy(), expected)
+    assert torch.equal(twin.bias, module.bias)
+
+
+def test_litert_has_blocks_in_matrices_alone() -> None:
+    module = Layers()
+    module.point = nn.Conv2d(64, 48, 1)
+    twin = rounded(module, parse_scheme("int4-b32"), half_constants=False)
+    for name in ("conv", "grow", "tiny"):
+        assert torch.equal(twin.get_submodule(name).weight, module.get_submodule(name).weight)
+    for name in ("linear", "point"):
+        rows = twin.get_submodule(name).weight.detach().reshape(48, 2, 32)
+        assert all(run.unique().numel() <= 16 for run in rows.reshape(-1, 32))
+
+
+@pytest.mark.parametrize(
+    "text", ["int8", "int4-b16", "palette4-g8-v2-lut8", "sparse40-palette3-scaled", "sparse50-fp16"]
+)
+def test_core_ml_has_what_is_coded(text: str) -> None:
+    module, scheme = Layers(), parse_scheme(text)
+    twin = rounded(module, scheme)
+    for name, axis in WEIGHTS.items():
+        weight = module.get_submodule(name).weight.detach()
+        coded = code(weight.half().float().numpy(), axis, scheme)
+        stored = _half(weight).astype(np.float32) if coded is None else decode(coded)
+        np.testing.assert_array_equal(twin.get_submodule(name).weight.detach().numpy(), stored)
+    for name in ("linear.bias", "table", "tiny.weight"):
+        expected = _half(module.state_dict()[name]).astype(np.float32)
+        np.testing.assert_array_equal(twin.state_dict()[name].numpy(), expected)
+
+
+@pytest.mark.parametrize("half_constants", [True, False])
+def test_a_plan_says_how_each_layer_is_stored(half_constants: bool) -> None:
+    module = Layers()
+    weights = np.random.default_rng(0).lognormal(size=64)
+    layers = {
+        "block/linear.weight": parse_scheme("palette4-weighted"),
+        "block/conv.weight": parse_scheme("int8"),
+    }
+    plan = Plan(parse_scheme("fp16"), layers, importance={"block/linear.weight": weights})
+    twin = rounded(module, plan, "block", half_constants=half_constants)
+    coded = code(
+        _half(module.linear.weight).astype(np.float32), 0, layers["block/linear.weight"], weights
+    )
+    assert coded is not None
+    np.testing.assert_array_equal(twin.linear.weight.detach().numpy(), decode(coded))
+    as_int8 = rounded(module, parse_scheme("int8"), half_constants=half_constants)
+    assert torch.equal(twin.conv.weight, as_int8.conv.weight)
+    np.testing.assert_array_equal(
+        twin.words.weight.detach().numpy(), _half(module.words.weight).astype(np.float32)
+    )
+    assert torch.equal(
+        rounded(module, plan, "other").linear.weight, module.linear.weight.half().float()
+    )
 
 
 def test_shared_weights_stay_shared() -> None:

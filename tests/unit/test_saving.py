@@ -14,20 +14,14 @@ from torch import nn
 
 from nanoflux_export import saving
 from nanoflux_export.chunking import stored_bytes
+from nanoflux_export.compression.plan import Plan
 from nanoflux_export.graph import MAIN, STEP_FULL, STEP_LOW, Function, MobileGraph, Segment
+from nanoflux_export.planning import Planned
 from nanoflux_export.saving import check_disk, check_memory, chunk_names, save_graph
 from nanoflux_export.student import Student
 from nanoflux_export.work import Journal
 from nanoflux_mobile.errors import InputError
-from nanoflux_mobile.spec import (
-    ComponentRecipe,
-    Floors,
-    Recipe,
-    Scheme,
-    TargetRecipe,
-    TensorSpec,
-    parse_scheme,
-)
+from nanoflux_mobile.spec import TensorSpec, parse_scheme
 
 AXES, SHAPE = ("batch", "channels", "one", "tokens"), (1, 2, 1, 3)
 LATENTS, VELOCITY = (TensorSpec(name, AXES, SHAPE, "float32") for name in ("latents", "velocity"))
@@ -58,7 +52,7 @@ class Writer:
     wrote: list[str] = field(default_factory=list)
 
     def write(
-        self, graph: MobileGraph, scheme: Scheme, out: Path, on_segment: Callable[[int, int], None]
+        self, graph: MobileGraph, plan: Plan, out: Path, on_segment: Callable[[int, int], None]
     ) -> None:
         if len(self.wrote) == self.fails_at:
             raise RuntimeError("the pen broke")
@@ -66,20 +60,18 @@ class Writer:
         segments = graph.functions[MAIN].segments
         for i in range(len(segments)):
             on_segment(i + 1, len(segments))
-        out.write_text(f"{scheme}: {' '.join(s.weights for s in segments)}", "utf-8")
+        out.write_text(f"{plan.default}: {' '.join(s.weights for s in segments)}", "utf-8")
 
     def tools(self) -> dict[str, str]:
         return {"paper": self.version}
 
 
-def recipe(scheme: str = "fp16", *targets: str) -> Recipe:
-    wanted = TargetRecipe({"denoiser": ComponentRecipe(scheme, Floors(1, 1))}, Floors(1, 1))
-    names = targets or ("paper",)
-    return Recipe("recipe/1", "nanoflux", "x", 4, ("a",), dict.fromkeys(names, wanted))
+def planned(graph: MobileGraph | None = None, scheme: str = "fp16") -> Planned:
+    return Planned(graph or chain(), Plan(parse_scheme(scheme)))
 
 
 def saved(work: Path, target: Any, journal: Journal | None = None, **changed: Any) -> list[Path]:
-    wanted = {"student": STUDENT, "graph": chain(), "recipe": recipe()} | changed
+    wanted = {"student": STUDENT, "planned": planned()} | changed
     chunks = save_graph(target=target, work=work, journal=journal or Journal(), **wanted)
     return [chunk.path for chunk in chunks]
 
@@ -92,7 +84,7 @@ def test_a_graph_of_one_file_has_its_own_name_and_chunks_are_counted() -> None:
 def test_every_chunk_is_a_file_that_says_what_is_in_it(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     journal = Journal(part=lambda done, of: told.append((done, of)))
-    chunks = save_graph(STUDENT, chain(), Writer(), recipe(), tmp_path, journal)  # type: ignore[arg-type]
+    chunks = save_graph(STUDENT, planned(), Writer(), tmp_path, journal)  # type: ignore[arg-type]
     assert [chunk.path.name for chunk in chunks] == [f"denoiser-{i}-of-2.txt" for i in (1, 2)]
     assert [chunk.path.read_text("utf-8") for chunk in chunks] == [
         "fp16: block.0 block.1",
@@ -118,8 +110,8 @@ def test_a_second_run_writes_nothing(tmp_path: Path) -> None:
     "changed",
     [
         {"student": replace(STUDENT, key="other")},
-        {"graph": chain(name="other")},
-        {"recipe": recipe("palette8")},
+        {"planned": planned(chain(name="other"))},
+        {"planned": planned(scheme="palette8")},
         {"target": Writer(version="2")},
         {"target": Writer(MAX_BYTES=210)},
     ],
@@ -175,25 +167,24 @@ def test_an_export_needs_room_for_its_work_folder_and_its_bundle(
 ) -> None:
     segment = chain(1).functions[MAIN].segments[0]
     needed = 2 * 4 * stored_bytes(segment, parse_scheme(scheme))
-    wanted = recipe(scheme)
+    plans = [planned(graph, scheme)]
     disk(needed)
-    check_disk([graph], [Writer()], wanted, tmp_path)  # type: ignore[list-item]
+    check_disk(plans, tmp_path)
     disk(needed - 1)
     with pytest.raises(InputError, match=r"needs about 0\.0 GB.*another disk with --out"):
-        check_disk([graph], [Writer()], wanted, tmp_path)  # type: ignore[list-item]
+        check_disk(plans, tmp_path)
 
 
 def test_the_needs_of_all_graphs_and_targets_are_added_up(tmp_path: Path, disk) -> None:
     graph = chain(1, parameters=10**9)
-    targets: list[Any] = [Writer(), Writer(NAME="stone")]
     disk(int(4 * 2 * 2.05e9))
     with pytest.raises(InputError, match=r"needs about 16\.5 GB, but its disk has 16\.4 GB free"):
-        check_disk([graph, graph], targets, recipe("fp16", "paper", "stone"), tmp_path)
+        check_disk([planned(graph)] * 4, tmp_path)
 
 
 def test_the_disk_is_that_of_the_nearest_folder_there_is(tmp_path: Path, disk) -> None:
     asked = disk(10**9)
-    check_disk([chain()], [Writer()], recipe(), tmp_path / "new" / "deeper")  # type: ignore[list-item]
+    check_disk([planned()], tmp_path / "new" / "deeper")
     assert asked == [tmp_path]
     assert shutil.disk_usage(tmp_path).free == 10**9  # the name above is the module's own
     assert list(tmp_path.iterdir()) == []

@@ -21,7 +21,7 @@ from torch import nn
 from nanoflux_export.bundle import target_named
 from nanoflux_export.compression.rounding import rounded
 from nanoflux_export.families import snapgen as mobile
-from nanoflux_export.graph import MAIN, Function, MobileGraph
+from nanoflux_export.graph import MAIN, Function, MobileGraph, Segment
 from nanoflux_export.recipe import load_recipe
 from nanoflux_export.torch_run import torch_graphs, torch_runner
 from nanoflux_mobile import variants
@@ -248,7 +248,7 @@ def test_a_time_may_also_tell_the_size(make):
 
 
 def assert_same_graphs(parts: SnapGenParts) -> None:
-    own = torch_graphs(mobile.graphs(parts), lambda name, module: module)
+    own = torch_graphs(mobile.graphs(parts))
     whole = family.graphs(parts)
     ids = family.token_ids(parts, PROMPT)
     expected = whole.text_encoder({"token_ids": ids})
@@ -296,7 +296,7 @@ def test_towers_are_joined_as_the_student_reads_them(make, left, right, width):
 
 
 def test_a_whole_picture_is_the_students(parts):
-    graphs = torch_graphs(mobile.graphs(parts), lambda name, module: module)
+    graphs = torch_graphs(mobile.graphs(parts))
     assert psnr_db(drawn(parts, graphs), drawn(parts, family.graphs(parts))) >= EQUAL_DB
 
 
@@ -365,7 +365,7 @@ def assert_the_file_answers(
     function, path = only(graph), out / f"{component}{target.SUFFIX}"
     target.write(graph, scheme, path)
 
-    def stored(module: nn.Module) -> nn.Module:
+    def stored(segment: Segment, module: nn.Module) -> nn.Module:
         return rounded(module, scheme, half_constants=target.HALF_CONSTANTS)
 
     given = probes[component]

@@ -41,7 +41,7 @@ boxes = st.builds(
     open=st.booleans(),
 )
 schemes = st.sampled_from(["fp16", "palette1", "palette4-g16", "palette8", "int8"])
-components = st.dictionaries(st.text(), st.builds(ComponentRecipe, schemes, floors), max_size=3)
+components = st.dictionaries(st.text(), st.builds(ComponentRecipe, floors, schemes), max_size=3)
 recipes = st.builds(
     Recipe,
     schema=st.just("recipe/1"),

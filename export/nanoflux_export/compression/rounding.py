@@ -5,43 +5,56 @@ from __future__ import annotations
 import copy
 from itertools import chain
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nanoflux_export.compression.selection import (
-    OUTPUT_AXES,
-    check_palette,
-    is_palettized,
-    palette_groups,
-)
+from nanoflux_export.compression.coding import code, decode
+from nanoflux_export.compression.integers import in_runs, litert_integers
+from nanoflux_export.compression.plan import Storage, plan_of
+from nanoflux_export.compression.selection import OUTPUT_AXES, check_palette, input_blocks
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.spec import Scheme
 
-_INT8_MAX = 127
-_LEAST_BOUND = 1e-9  # what ai-edge-quantizer takes for a channel of zeros
-
 
 @torch.no_grad()
-def rounded(module: nn.Module, scheme: Scheme, *, half_constants: bool = True) -> nn.Module:
-    """A copy of a float32 module that holds the values a file stored as `scheme` decodes to.
+def rounded(
+    module: nn.Module, storage: Storage, weights: str = "", *, half_constants: bool = True
+) -> nn.Module:
+    """A copy of a float32 module that holds the values a file stored as told decodes to.
 
-    fp16, palette: all floating parameters and buffers at half precision, then the weights of
-    `selection.OUTPUT_AXES` layers replaced by their palette entries. int: those weights on a
-    symmetric grid per output channel, as ai-edge-quantizer's dynamic_wi8_afp32 lays it, and the
-    rest as it is. Without `half_constants`, as LiteRT stores them, norms, biases and tables stay
-    float32 under fp16 too. Layers must use their weights as they are: one that a graph scales or
-    adds up before use is stored after that arithmetic.
+    `weights` is the `Segment.weights` that a plan calls the module's layers by.
+
+    All floating parameters and buffers are rounded to half precision, then the weights of
+    `selection.OUTPUT_AXES` layers are what `coding` makes of them as the plan says, with the
+    plan's importance; those it leaves dense stay. Layers must use their weights as they are: one
+    that a graph scales or adds up before use is stored after that arithmetic.
+
+    Without `half_constants`, as LiteRT stores them, norms, biases and tables stay float32, and
+    integers lie on the symmetric grid of ai-edge-quantizer's recipes for dynamic ranges: a scale
+    per output channel, or for each block of input channels of a matrix. It has no blocks in other
+    kernels and leaves them as they are, and so does this.
+
+    Ranks and 8-bit activations change what a layer computes; this changes its weights alone.
 
     Raises:
         InputError: a value beyond the range of half precision, or a palette Core ML cannot store.
     """
-    if scheme.kind == "palette":
-        check_palette(scheme)
+    plan = plan_of(storage)
     twin = copy.deepcopy(module)
     axes = output_axes(twin)
     for name, tensor in chain(twin.named_parameters(), twin.named_buffers()):
-        if tensor.is_floating_point() and (half_constants or id(tensor) in axes):
-            tensor.copy_(_stored(name, tensor, scheme, axes.get(id(tensor))))
+        axis, layer = axes.get(id(tensor)), f"{weights}/{name}"
+        if not tensor.is_floating_point() or (axis is None and not half_constants):
+            continue
+        scheme = plan.of(layer)
+        if scheme.kind == "palette":
+            check_palette(scheme)
+        if scheme.kind == "int" and axis is not None and not half_constants:
+            tensor.copy_(_on_litert_grid(tensor, scheme, axis))
+        else:
+            tensor.copy_(_stored(name, tensor, scheme, axis, plan.importance.get(layer)))
     return twin
 
 
@@ -71,25 +84,28 @@ def output_axes(module: nn.Module) -> dict[int, int]:
     }
 
 
-def _stored(name: str, tensor: Tensor, scheme: Scheme, axis: int | None) -> Tensor:
-    if scheme.kind == "int":
-        return tensor if axis is None else _on_int8_grid(tensor, axis)
+def _stored(
+    name: str,
+    tensor: Tensor,
+    scheme: Scheme,
+    axis: int | None,
+    importance: NDArray[np.float64] | None,
+) -> Tensor:
     nearest = half(name, tensor)
-    shape = tuple(tensor.shape)
-    if scheme.kind == "fp16" or axis is None or not is_palettized(scheme, shape, axis):
-        return nearest
-    return _on_palette(nearest, scheme, axis)
+    coded = None
+    if axis is not None:
+        coded = code(nearest.float().numpy(), axis, scheme, importance)
+    return nearest if coded is None else torch.from_numpy(decode(coded))
 
 
-def _on_palette(nearest: Tensor, scheme: Scheme, axis: int) -> Tensor:
-    from nanoflux_export.compression.palettes import snapped  # brings numba
-
-    groups = palette_groups(scheme, tuple(nearest.shape), axis)
-    values = snapped(nearest.half().numpy(), scheme.bits, groups=groups, axis=axis)
-    return torch.from_numpy(values)
-
-
-def _on_int8_grid(weight: Tensor, axis: int) -> Tensor:
-    others = [at for at in range(weight.ndim) if at != axis]
-    step = weight.abs().amax(others, keepdim=True).clamp(min=_LEAST_BOUND) / _INT8_MAX
-    return (weight / step).round().clamp(-_INT8_MAX, _INT8_MAX) * step
+def _on_litert_grid(weight: Tensor, scheme: Scheme, axis: int) -> Tensor:
+    shape = tuple(weight.shape)
+    matrix = axis == 0 and weight[0, 0].numel() == 1
+    blocks = input_blocks(scheme, shape, axis) if matrix or not scheme.group else 0
+    if not blocks:
+        return weight
+    values_OBN = in_runs(weight.float().numpy(), axis, blocks)
+    codes_OBN, scales_OB = litert_integers(values_OBN, scheme.bits, blocks=bool(scheme.group))
+    dense = torch.from_numpy(codes_OBN * scales_OB[..., None])
+    ahead = (shape[axis], *(length for at, length in enumerate(shape) if at != axis))
+    return dense.reshape(ahead).movedim(0, axis)

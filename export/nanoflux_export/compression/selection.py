@@ -40,20 +40,49 @@ def check_palette(scheme: Scheme) -> None:
 
 
 def is_palettized(scheme: Scheme, shape: tuple[int, ...], axis: int) -> bool:
-    """Whether a weight of `shape` with its output channels on `axis` gets palettes.
+    """Whether a weight of `shape` with its output channels on `axis` is stored as the scheme says.
 
     Not when it is a vector, small, has channels left over after grouping, or would not shrink.
     """
-    values, groups = math.prod(shape), palette_groups(scheme, shape, axis)
-    if len(shape) < 2 or values < MIN_PALETTE_VALUES or groups == 0:
+    values = math.prod(shape)
+    if len(shape) < 2 or values < MIN_PALETTE_VALUES:
         return False
-    entries = 2 * groups * 2**scheme.bits
-    return entries + math.ceil(values * scheme.bits / 8) + PALETTE_RECORD_BYTES < 2 * values
+    sizes = stored_sizes(scheme, shape, axis)
+    return bool(sizes) and sum(sizes) + PALETTE_RECORD_BYTES * (len(sizes) - 1) < 2 * values
 
 
 def palette_groups(scheme: Scheme, shape: tuple[int, ...], axis: int) -> int:
-    """How many palettes the weight has; 0 where groups do not fill the axis."""
-    if scheme.group == 0:
-        return 1
-    whole, rest = divmod(shape[axis], scheme.group)
-    return 0 if rest else whole
+    """How many palettes the weight has; 0 where groups or vectors do not fill the axis."""
+    group = scheme.group or shape[axis]
+    return 0 if shape[axis] % group or group % scheme.vector else shape[axis] // group
+
+
+def input_blocks(scheme: Scheme, shape: tuple[int, ...], axis: int) -> int:
+    """How many scales an output channel of integers has; 0 where blocks do not fill the inputs."""
+    inputs = shape[0 if axis else 1]
+    block = scheme.group or inputs
+    return 0 if inputs % block else inputs // block
+
+
+def left_out(scheme: Scheme, shape: tuple[int, ...]) -> int:
+    """How many values become zeros that a mask leaves out: whole vectors, where there are any."""
+    return math.prod(shape) // scheme.vector * scheme.sparse // 100 * scheme.vector
+
+
+def stored_sizes(scheme: Scheme, shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    """Bytes of each array that a weight becomes, codes first; none where the scheme cannot fit."""
+    values, outputs = math.prod(shape), shape[axis]
+    codes = (values - left_out(scheme, shape)) // scheme.vector
+    mask = (math.ceil(values / 8),) if scheme.sparse else ()
+    if scheme.kind == "fp16":
+        return (2 * codes, *mask)
+    small = math.ceil(codes * scheme.bits / 8), *mask
+    if scheme.kind == "int":
+        scales = 2 * outputs * input_blocks(scheme, shape, axis)
+        return (*small, scales) if scales else ()
+    groups = palette_groups(scheme, shape, axis)
+    if not groups:
+        return ()
+    entries = groups * 2**scheme.bits * scheme.vector
+    luts = (entries, 2 * groups) if scheme.int8_lut else (2 * entries,)
+    return (*small, *luts, *((2 * outputs,) * scheme.scaled))

@@ -7,7 +7,7 @@ depends on how large the student is.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -36,10 +36,28 @@ from nanoflux_mobile.families.nanoflux import FluxParts, joint_rope, low_rope
 from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux, Rope
 from nanoflux_mobile.models.t5 import T5Config, position_bias
 from nanoflux_mobile.models.token_resampling import half_grid, square_grid
-from nanoflux_mobile.spec import TensorSpec
+from nanoflux_mobile.spec import ComponentName, TensorSpec
 from nanoflux_mobile.weights import Network
 
 Shape = tuple[int, ...]
+LAYER_CLASSES: Mapping[ComponentName, Mapping[str, tuple[str, ...]]] = {
+    "text_encoder": {
+        "embedding": ("embedding/*",),
+        "attention": ("blocks.*block.[qkvo].*",),
+        "feed_forward": ("blocks.*feed.*",),
+        "projection": ("ending/*",),
+    },
+    "denoiser": {
+        "edges": ("embed/*", "velocity/*"),
+        "attention": ("doubles.*image.[qkv].*", "doubles.*text.[qkv].*", "singles.*qkv.*"),
+        "output": ("doubles.*_out.*", "singles.*.out.*"),
+        "feed_forward": ("doubles.*_feed.*", "singles.*.mlp.*"),
+        "resampling": ("downsampler/*", "upsampler/*"),
+    },
+    "decoder": {"convolutions": ("decoder/*",)},
+}
+"""Layers by what they do, as patterns of their names: what recipes may call them."""
+
 T5_BIAS = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
 
 

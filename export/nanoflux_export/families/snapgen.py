@@ -6,7 +6,7 @@ one segment at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -31,8 +31,25 @@ from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.families.snapgen import SnapGenParts
 from nanoflux_mobile.models.clip import ClipText
 from nanoflux_mobile.models.snapgen import SnapGen, Stage, grid_rope
-from nanoflux_mobile.spec import TensorSpec
+from nanoflux_mobile.spec import ComponentName, TensorSpec
 from nanoflux_mobile.weights import Network
+
+LAYER_CLASSES: Mapping[ComponentName, Mapping[str, tuple[str, ...]]] = {
+    "text_encoder": {
+        "embedding": ("*.embedding/*",),
+        "attention": ("*/layer.[qkv].*", "*/layer.out.*"),
+        "feed_forward": ("*/layer.feed.*",),
+    },
+    "denoiser": {
+        "edges": ("conv_in/*", "conv_out/*"),
+        "attention": ("*attention.*", "*/proj.*"),
+        "feed_forward": ("*.feed.*",),
+        "convolutions": ("*depthwise.*", "*pointwise.*", "*upsamplers.*", "*.shortcut.*"),
+        "time": ("*.time.*",),
+    },
+    "decoder": {"convolutions": ("decoder/*",)},
+}
+"""Layers by what they do, as patterns of their names: what recipes may call them."""
 
 Shape = tuple[int, ...]
 LAYERS = "text_model.encoder.layers"

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanoflux_export.mobile.text_encoder import MobileEmbedding
-from nanoflux_export.rewrites.channel_norm import channel_layer_norm
+from nanoflux_export.rewrites.channel_norm import ChannelLayerNorm
 from nanoflux_export.rewrites.conv1x1 import conv1x1
-from nanoflux_export.rewrites.head_attention import attend, split_heads
+from nanoflux_export.rewrites.head_attention import HeadAttention, split_heads
+from nanoflux_export.rewrites.scale_folding import LinearPath
 from nanoflux_mobile.models.clip import ClipConfig, ClipText, Embeddings, FeedForward, Layer
 
 UNSEEN = -1e4
@@ -33,13 +34,13 @@ class MobileLayerNorm(nn.Module):
 
     def __init__(self, source: nn.LayerNorm) -> None:
         super().__init__()
-        self.eps = source.eps
+        self.norm = ChannelLayerNorm(source.eps)
         self.weight = _fixed(source.weight[None, :, None, None])
         self.bias = _fixed(source.bias[None, :, None, None])
 
     def forward(self, x_ODOT: Tensor) -> Tensor:
         """Same shape in and out."""
-        return channel_layer_norm(x_ODOT, self.eps) * self.weight + self.bias
+        return self.norm(x_ODOT) * self.weight + self.bias
 
 
 class MobileFeedForward(nn.Module):
@@ -59,6 +60,8 @@ class MobileFeedForward(nn.Module):
 class MobileClipLayer(nn.Module):
     """Pre-norm causal attention and feed-forward."""
 
+    linear_paths = (LinearPath(("v",), ("out",)),)
+
     def __init__(self, source: Layer) -> None:
         super().__init__()
         inner = source.self_attn
@@ -67,21 +70,23 @@ class MobileClipLayer(nn.Module):
         self.q = conv1x1(inner.q_proj, scale=scale)
         self.k, self.v = conv1x1(inner.k_proj), conv1x1(inner.v_proj)
         self.out = conv1x1(inner.out_proj)
+        self.attend = HeadAttention()
         self.attention_norm = MobileLayerNorm(source.layer_norm1)
         self.feed_norm = MobileLayerNorm(source.layer_norm2)
         self.feed = MobileFeedForward(source.mlp)
 
-    def forward(self, x_ODOT: Tensor, mask_OOTT: Tensor) -> Tensor:
+    def forward(self, x_ODOT: Tensor, mask_OHTT: Tensor) -> Tensor:
         """(1, D, 1, T) in and out."""
         h = self.attention_norm(x_ODOT)
         q, k, v = (split_heads(f(h), self.heads) for f in (self.q, self.k, self.v))
-        x_ODOT = x_ODOT + self.out(attend(q, k, v, mask_OOTT))
+        x_ODOT = x_ODOT + self.out(self.attend(q, k, v, mask_OHTT))
         return x_ODOT + self.feed(self.feed_norm(x_ODOT))
 
 
-def causal_mask(tokens: int) -> nn.Parameter:
-    """What scores get so that no token sees a later one, (1, 1, T, T)."""
-    return _fixed(torch.full((tokens, tokens), UNSEEN).triu(1)[None, None])
+def causal_mask(tokens: int, heads: int) -> nn.Parameter:
+    """What scores get so that no token sees a later one, (1, H, T, T); one for each head, as GPUs
+    misread one for all of them (`head_attention`)."""
+    return _fixed(torch.full((tokens, tokens), UNSEEN).triu(1).repeat(1, heads, 1, 1))
 
 
 class MaskedClipLayer(nn.Module):
@@ -90,7 +95,7 @@ class MaskedClipLayer(nn.Module):
     def __init__(self, source: Layer, tokens: int) -> None:
         super().__init__()
         self.layer = MobileClipLayer(source)
-        self.mask = causal_mask(tokens)
+        self.mask = causal_mask(tokens, self.layer.heads)
 
     def forward(self, x_ODOT: Tensor) -> Tensor:
         """(1, D, 1, T) in and out."""
@@ -177,8 +182,8 @@ class MobileClipStates(nn.Module):
     def __init__(self, source: ClipText, tokens: int) -> None:
         super().__init__()
         self.embedding = MobileClipEmbedding(source.text_model.embeddings, tokens)
-        self.mask = causal_mask(tokens)
         self.blocks = nn.ModuleList(map(MobileClipLayer, source.text_model.encoder.layers[:-1]))
+        self.mask = causal_mask(tokens, self.blocks[0].heads)
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """int32 (1, T) -> (1, D, 1, T)."""

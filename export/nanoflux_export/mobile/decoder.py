@@ -8,12 +8,15 @@ from torch import Tensor, nn
 
 from nanoflux_export.rewrites.conv1x1 import conv1x1
 from nanoflux_export.rewrites.group_norm import RankFourGroupNorm, replace_group_norms
-from nanoflux_export.rewrites.head_attention import attend, split_heads
+from nanoflux_export.rewrites.head_attention import HeadAttention, split_heads
+from nanoflux_export.rewrites.scale_folding import LinearPath
 from nanoflux_mobile.models.vae import Autoencoder, PixelAttention
 
 
 class MobilePixelAttention(nn.Module):
     """Single-head attention over all cells, as 1x1 convolutions and two matmuls."""
+
+    linear_paths = (LinearPath(("v",), ("out",)),)
 
     def __init__(self, source: PixelAttention) -> None:
         super().__init__()
@@ -21,6 +24,7 @@ class MobilePixelAttention(nn.Module):
         self.q = conv1x1(source.to_q, scale=source.to_q.out_features**-0.5)
         self.k, self.v = conv1x1(source.to_k), conv1x1(source.to_v)
         self.out = conv1x1(source.to_out[0])
+        self.attend = HeadAttention()
 
     def forward(self, x_OCHW: Tensor) -> Tensor:
         """(1, C, H, W) in and out."""
@@ -30,7 +34,7 @@ class MobilePixelAttention(nn.Module):
         # a batched matmul of the wrong rank from a convolution over a single row.
         rows = (f(h).reshape(1, channels, 1, height * width) for f in (self.q, self.k, self.v))
         q, k, v = (split_heads(row, 1) for row in rows)
-        joined = attend(q, k, v, None).reshape(1, channels, height, width)
+        joined = self.attend(q, k, v).reshape(1, channels, height, width)
         return x_OCHW + self.out(joined)
 
 

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanoflux_export.rewrites.channel_norm import ChannelRMSNorm, channel_layer_norm
+from nanoflux_export.rewrites.channel_norm import ChannelLayerNorm, ChannelRMSNorm
 from nanoflux_export.rewrites.conv1x1 import conv1x1
 from nanoflux_export.rewrites.half_split_rope import evens_first, evens_first_rows, rotate_halves
-from nanoflux_export.rewrites.head_attention import attend, split_heads
+from nanoflux_export.rewrites.head_attention import HeadAttention, split_heads
+from nanoflux_export.rewrites.scale_folding import LinearPath
 from nanoflux_mobile.models.nanoflux import (
     Attention,
     DoubleBlock,
@@ -29,9 +30,9 @@ Tables = tuple[Tensor, Tensor]
 QKV = tuple[Tensor, Tensor, Tensor]
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+def modulate(norm: ChannelLayerNorm, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Normalise over channels, scale by 1 + scale, shift; rows are (1, D, 1, 1)."""
-    return channel_layer_norm(x) * (1.0 + scale) + shift
+    return norm(x) * (1.0 + scale) + shift
 
 
 class MobileQKV(nn.Module):
@@ -65,10 +66,17 @@ def _added(source: Attention) -> MobileQKV:
     return MobileQKV(*projections, norms, source.heads)
 
 
-def rotary_attend(qkv: QKV, tables: Tables) -> Tensor:
+class RotaryAttention(nn.Module):
     """Attention with rotated queries and keys, (1, D, 1, L)."""
-    q, k, v = qkv
-    return attend(rotate_halves(q, *tables), rotate_halves(k, *tables), v, None)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attend = HeadAttention()
+
+    def forward(self, qkv: QKV, tables: Tables) -> Tensor:
+        """Three of (1, H, K, L) -> (1, D, 1, L)."""
+        q, k, v = qkv
+        return self.attend(rotate_halves(q, *tables), rotate_halves(k, *tables), v)
 
 
 class MobileFeedForward(nn.Module):
@@ -86,9 +94,13 @@ class MobileFeedForward(nn.Module):
 class MobileDoubleBlock(nn.Module):
     """Image and text with their own weights, one attention."""
 
+    linear_paths = (LinearPath(("image.v", "text.v"), ("image_out", "text_out")),)
+
     def __init__(self, source: DoubleBlock) -> None:
         super().__init__()
         self.image, self.text = _main(source.attn), _added(source.attn)
+        self.attention = RotaryAttention()
+        self.image_norm, self.text_norm = ChannelLayerNorm(), ChannelLayerNorm()
         self.image_out = conv1x1(source.attn.to_out[0])
         self.text_out = conv1x1(source.attn.to_add_out)
         self.image_feed = MobileFeedForward(source.ff)
@@ -98,30 +110,34 @@ class MobileDoubleBlock(nn.Module):
         self, x: Tensor, y: Tensor, m: tuple[Tensor, ...], tables: Tables
     ) -> tuple[Tensor, Tensor]:
         """Image (1, D, 1, S) and text (1, D, 1, T), each in and out; `m` holds twelve rows."""
-        image, text = self.image(modulate(x, m[0], m[1])), self.text(modulate(y, m[6], m[7]))
+        image = self.image(modulate(self.image_norm, x, m[0], m[1]))
+        text = self.text(modulate(self.text_norm, y, m[6], m[7]))
         q, k, v = (torch.cat(pair, 3) for pair in zip(text, image, strict=True))
-        joint = rotary_attend((q, k, v), tables)
+        joint = self.attention((q, k, v), tables)
         length = y.shape[3]
         x = x + m[2] * self.image_out(joint[:, :, :, length:])
         y = y + m[8] * self.text_out(joint[:, :, :, :length])
-        x = x + m[5] * self.image_feed(modulate(x, m[3], m[4]))
-        y = y + m[11] * self.text_feed(modulate(y, m[9], m[10]))
+        x = x + m[5] * self.image_feed(modulate(self.image_norm, x, m[3], m[4]))
+        y = y + m[11] * self.text_feed(modulate(self.text_norm, y, m[9], m[10]))
         return x, y
 
 
 class MobileSingleBlock(nn.Module):
     """One sequence, attention and MLP side by side."""
 
+    linear_paths = (LinearPath(("qkv.v",), ("out",), leading=True),)
+
     def __init__(self, source: SingleBlock) -> None:
         super().__init__()
-        self.qkv = _main(source.attn)
+        self.qkv, self.attention = _main(source.attn), RotaryAttention()
+        self.norm = ChannelLayerNorm()
         self.mlp, self.out = conv1x1(source.proj_mlp), conv1x1(source.proj_out)
 
     def forward(self, x: Tensor, m: tuple[Tensor, ...], tables: Tables) -> Tensor:
         """(1, D, 1, L) in and out; `m` holds three rows."""
-        h = modulate(x, m[0], m[1])
+        h = modulate(self.norm, x, m[0], m[1])
         mlp = F.gelu(self.mlp(h), approximate="tanh")
-        return x + m[2] * self.out(torch.cat((rotary_attend(self.qkv(h), tables), mlp), 1))
+        return x + m[2] * self.out(torch.cat((self.attention(self.qkv(h), tables), mlp), 1))
 
 
 class Rotary(nn.Module):
@@ -206,8 +222,9 @@ class VelocityStage(nn.Module):
     def __init__(self, proj_out: nn.Linear, text_tokens: int) -> None:
         super().__init__()
         self.proj_out, self.text_tokens = conv1x1(proj_out), text_tokens
+        self.norm = ChannelLayerNorm()
 
     def forward(self, h: Tensor, rows: Tensor) -> Tensor:
         """(1, D, 1, L) and (1, D, 1, 2) -> velocity (1, C, 1, S)."""
         shift, scale = rows.split(1, 3)
-        return self.proj_out(modulate(h[:, :, :, self.text_tokens :], shift, scale))
+        return self.proj_out(modulate(self.norm, h[:, :, :, self.text_tokens :], shift, scale))

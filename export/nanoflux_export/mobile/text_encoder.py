@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from nanoflux_export.rewrites.channel_norm import ChannelRMSNorm
 from nanoflux_export.rewrites.conv1x1 import conv1x1
-from nanoflux_export.rewrites.head_attention import attend, split_heads
+from nanoflux_export.rewrites.head_attention import HeadAttention, split_heads
+from nanoflux_export.rewrites.scale_folding import LinearPath
 from nanoflux_mobile.models.t5 import (
     Block,
     GatedFeedForward,
@@ -45,6 +46,8 @@ class MobileEmbedding(nn.Module):
 class MobileReluFeedForward(nn.Module):
     """The v1.0 feed-forward."""
 
+    linear_paths = (LinearPath(("wi",), ("wo",)),)
+
     def __init__(self, source: ReluFeedForward) -> None:
         super().__init__()
         self.wi, self.wo = conv1x1(source.wi), conv1x1(source.wo)
@@ -56,6 +59,8 @@ class MobileReluFeedForward(nn.Module):
 
 class MobileGatedFeedForward(nn.Module):
     """The v1.1 feed-forward."""
+
+    linear_paths = (LinearPath(("wi_1",), ("wo",)),)
 
     def __init__(self, source: GatedFeedForward) -> None:
         super().__init__()
@@ -70,11 +75,13 @@ class MobileGatedFeedForward(nn.Module):
 class MobileBlock(nn.Module):
     """One encoder layer."""
 
+    linear_paths = (LinearPath(("v",), ("o",)),)
+
     def __init__(self, source: Block) -> None:
         super().__init__()
         attention, feed = source.layer
         inner = attention.SelfAttention
-        self.heads = inner.heads
+        self.heads, self.attend = inner.heads, HeadAttention()
         self.q, self.k, self.v, self.o = (conv1x1(m) for m in (inner.q, inner.k, inner.v, inner.o))
         self.attention_norm, self.feed_norm = _norm(attention.layer_norm), _norm(feed.layer_norm)
         dense = feed.DenseReluDense
@@ -85,7 +92,7 @@ class MobileBlock(nn.Module):
         """(1, D, 1, T) in and out."""
         h = self.attention_norm(x_ODOT)
         q, k, v = (split_heads(f(h), self.heads) for f in (self.q, self.k, self.v))
-        x_ODOT = x_ODOT + self.o(attend(q, k, v, bias_OHTT))
+        x_ODOT = x_ODOT + self.o(self.attend(q, k, v, bias_OHTT))
         return x_ODOT + self.feed(self.feed_norm(x_ODOT))
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanoflux_export.rewrites.channel_norm import channel_layer_norm
+from nanoflux_export.rewrites.channel_norm import ChannelLayerNorm
 from nanoflux_mobile.models.token_resampling import (
     Downsampler,
     Grid,
@@ -43,12 +43,13 @@ class MobileResidualBlock(nn.Module):
     def __init__(self, source: ResidualBlock) -> None:
         super().__init__()
         self.conv1, self.conv2 = _frozen(source.conv1), _frozen(source.conv2)
+        self.norm1, self.norm2 = ChannelLayerNorm(), ChannelLayerNorm()
 
     def forward(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         """(1, D, rows, columns) in and out; shift and scale are (1, D, 1, 1)."""
-        h = channel_layer_norm(x) * (1.0 + scale) + shift
+        h = self.norm1(x) * (1.0 + scale) + shift
         h = self.conv1(F.silu(h))
-        return x + self.conv2(F.silu(channel_layer_norm(h)))
+        return x + self.conv2(F.silu(self.norm2(h)))
 
 
 class DownStage(nn.Module):

@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanoflux_export.rewrites.channel_norm import ChannelRMSNorm, channel_layer_norm
+from nanoflux_export.rewrites.channel_norm import ChannelLayerNorm, ChannelRMSNorm
 from nanoflux_export.rewrites.conv1x1 import conv1x1
 from nanoflux_export.rewrites.group_norm import RankFourGroupNorm
 from nanoflux_export.rewrites.half_split_rope import evens_first, evens_first_rows, rotate_halves
-from nanoflux_export.rewrites.head_attention import attend, split_heads
+from nanoflux_export.rewrites.head_attention import HeadAttention, split_heads
+from nanoflux_export.rewrites.scale_folding import LinearPath
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.models.snapgen import (
     Attention,
@@ -57,6 +58,8 @@ def after_norm(norm: nn.LayerNorm, layer: nn.Linear) -> nn.Linear:
 class MobileAttention(nn.Module):
     """Attention of many query heads to one key and value head."""
 
+    linear_paths = (LinearPath(("v",), ("out",)),)
+
     def __init__(self, source: Attention, norm: nn.LayerNorm, sees_itself: bool) -> None:
         super().__init__()
         if source.kv_heads != 1:
@@ -69,7 +72,7 @@ class MobileAttention(nn.Module):
         if sees_itself:
             to_k, to_v = after_norm(norm, to_k), after_norm(norm, to_v)
         order = evens_first(width)
-        self.heads = heads
+        self.heads, self.attend = heads, HeadAttention()
         self.q = conv1x1(to_q, evens_first_rows(heads, width))
         self.k, self.v = conv1x1(to_k, order), conv1x1(to_v)
         self.out = conv1x1(source.to_out[0])
@@ -84,15 +87,13 @@ class MobileAttention(nn.Module):
         v_OOKT = split_heads(self.v(source), 1)
         if tables is not None:
             q_ONKS, k_OOKT = rotate_halves(q_ONKS, *tables), rotate_halves(k_OOKT, *tables)
-        # Copies side by side, small beside the scores. A broadcast would be BROADCAST_TO, and a
-        # batch of one, with heads as more queries, LiteRT's converter takes for a dense layer and
-        # loses a transpose or an axis.
-        k_ONKT, v_ONKT = (torch.cat([y] * self.heads, 1) for y in (k_OOKT, v_OOKT))
-        return self.out(attend(q_ONKS, k_ONKT, v_ONKT, None))
+        return self.out(self.attend(q_ONKS, k_OOKT, v_OOKT))
 
 
 class MobileFeedForward(nn.Module):
     """The gated inner width and back."""
+
+    linear_paths = (LinearPath(("value",), ("down",)),)
 
     def __init__(self, source: FeedForward, norm: nn.LayerNorm) -> None:
         super().__init__()
@@ -113,7 +114,7 @@ class MobileTransformerBlock(nn.Module):
 
     def __init__(self, source: TransformerBlock) -> None:
         super().__init__()
-        self.eps = source.norm2.eps
+        self.norm = ChannelLayerNorm(source.norm2.eps)
         self.self_attention = (
             MobileAttention(source.attn1, source.norm1, True) if source.self_attention else None
         )
@@ -123,10 +124,10 @@ class MobileTransformerBlock(nn.Module):
     def forward(self, x: Tensor, text_OJOT: Tensor, tables: Tables | None) -> Tensor:
         """(1, C, 1, S) in and out."""
         if self.self_attention is not None:
-            h = channel_layer_norm(x, self.eps)
+            h = self.norm(x)
             x = x + self.self_attention(h, h, tables)
-        x = x + self.text_attention(channel_layer_norm(x, self.eps), text_OJOT, None)
-        return x + self.feed(channel_layer_norm(x, self.eps))
+        x = x + self.text_attention(self.norm(x), text_OJOT, None)
+        return x + self.feed(self.norm(x))
 
 
 class MobileTransformer(nn.Module):

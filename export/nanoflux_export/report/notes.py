@@ -6,18 +6,22 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from nanoflux_export.console import size
+from nanoflux_export.findings import places
 from nanoflux_export.report.words import bundle_name, listing
 from nanoflux_mobile.manifest import Finding, Manifest
-from nanoflux_mobile.markup import Markup, block, element, head, join, scroller, section
+from nanoflux_mobile.markup import Markup, block, element, head, join, scroller, section, spaced
 
-_COLUMNS = ("Rule", "Count", "Advice")
+_COLUMNS = ("Severity", "Rule", "Count", "Where", "What happens, what mends it")
+_ORDER = ("error", "warning", "note")
 
 
 def lint_table(manifests: Sequence[Manifest]) -> Markup:
     """The section with the findings; bundles of one runtime with equal findings share a block."""
     lead = (
-        "What the linter read in the saved files that may leave a phone's accelerator or slow it "
-        "down. Findings are advice and fail nothing; only a device shows where an operation runs."
+        "What the linter read in the saved files. An error is refused by the phone's processor or "
+        "computed wrong there, and fails the bundle unless the recipe says why it may pass; a "
+        "warning leaves the processor or slows it down; a note is worth knowing. Only a device "
+        "shows where an operation runs."
     )
     groups: dict[tuple[str, tuple[Finding, ...]], list[str]] = {}
     for manifest in manifests:
@@ -37,17 +41,31 @@ def _findings(names: str, findings: Sequence[Finding]) -> Markup:
 
 
 def _graph(name: str, findings: Sequence[Finding]) -> Markup:
-    rows = [
-        join(
-            (
-                element("td", finding.rule),
-                element("td", f"{finding.count:,}", class_="number"),
-                element("td", finding.advice),
-            )
-        )
-        for finding in findings
-    ]
-    return block(name, len(_COLUMNS), rows)
+    ordered = sorted(findings, key=lambda f: (bool(f.suppressed), _ORDER.index(f.severity)))
+    return block(name, len(_COLUMNS), map(_finding, ordered))
+
+
+def _finding(finding: Finding) -> Markup:
+    severity = f"{finding.severity}, suppressed" if finding.suppressed else finding.severity
+    kind = "suppressed" if finding.suppressed else finding.severity
+    told = [element("p", finding.why), element("p", finding.fix)]
+    if finding.suppressed:
+        told.append(element("p", f"The recipe lets it pass: {finding.suppressed}"))
+    cells = (
+        element("td", severity, class_=f"severity {kind}"),
+        element("td", spaced(finding.rule, _source(finding.source))),
+        element("td", f"{finding.count:,}", class_="number"),
+        element("td", places(finding)),
+        element("td", *told),
+    )
+    return join(cells)
+
+
+def _source(source: str) -> Markup:
+    """A link, where the source is one that a browser opens safely."""
+    if source.startswith("https://"):
+        return element("a", "source", href=source, rel="noreferrer")
+    return element("small", source)
 
 
 def provenance(manifests: Sequence[Manifest]) -> Markup:

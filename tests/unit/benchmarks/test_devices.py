@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nanoflux_benchmarks.device import SHIPPED, Device, Fact, Unit, load_device, shipped_devices
+from nanoflux_mobile.device import SHIPPED, Device, Fact, Unit, load_device, shipped_devices
 from nanoflux_mobile.errors import InputError
 
 PUBLISHED = (

@@ -71,6 +71,14 @@ DENSE = _grid(12, 16, low=-1, high=1, seed=10)
 BIAS = _grid(12, low=-1, high=1, seed=11)
 MASK = _grid(1, 1, 6, 6, low=-1, high=1, seed=12)
 
+# Steps that half precision holds; many of the inputs lie between two of them, some beyond the last.
+STEP = np.float32(2**-7)
+GRID = {
+    "scale": np.array([2**-4, 2**-5, 2**-7, 2**-8], np.float32),
+    "zero_point": np.array([128, 0, 255, 7], np.uint8),
+    "axis": 1,
+}
+
 
 def _t(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(array)
@@ -131,6 +139,8 @@ BY_NUMPY: dict[str, Build] = {
     "cast/int32": _call("cast", "x", dtype="int32"),
     "cast/fp32": _call("cast", "i", dtype="fp32"),
     "cast/bool": lambda v: _number(mb.cast(x=v.x, dtype="bool")),
+    "quantize": lambda v: _number(mb.quantize(input=v.x, scale=STEP, output_dtype="int8")),
+    "quantize/axis": lambda v: _number(mb.quantize(input=v.x, **GRID, output_dtype="uint8")),
     "select": lambda v: mb.select(cond=_positive(v.x), a=v.x, b=v.y),
     "concat": lambda v: mb.concat(values=[v.x, v.y, v.p], axis=-2),
     "stack": lambda v: mb.stack(values=[v.x, v.y], axis=1),
@@ -357,6 +367,20 @@ BY_TORCH: dict[str, Case] = {
             **{"sampling_mode": "UNALIGN_CORNERS"},
         ),
         lambda v: F.interpolate(v.x, (9, 5), mode="bilinear", align_corners=False),
+    ),
+}
+BY_TORCH |= {
+    "dequantize": Case(
+        lambda v: mb.dequantize(
+            input=mb.quantize(input=v.x, scale=STEP, output_dtype="int8"), scale=STEP
+        ),
+        lambda v: torch.fake_quantize_per_tensor_affine(v.x, float(STEP), 0, -128, 127),
+    ),
+    "dequantize/axis": Case(
+        lambda v: mb.dequantize(input=mb.quantize(input=v.x, **GRID, output_dtype="uint8"), **GRID),
+        lambda v: torch.fake_quantize_per_channel_affine(
+            v.x, _t(GRID["scale"]), _t(GRID["zero_point"].astype(np.int32)), 1, 0, 255
+        ),
     ),
 }
 IOS18: dict[str, Case] = {

@@ -36,13 +36,21 @@ LAYERS = {"op_0": "0", "op_2": "2"}  # the converter's names of the two convolut
 Compress = Callable[[Any], Any]
 
 
+def _lut_config(mode: str = "uniform", **config: Any) -> Any:
+    return cto.OpPalettizerConfig(mode=mode, weight_threshold=0, **config)
+
+
 def _palettize(mode: str = "uniform", **config: Any) -> Compress:
-    op = cto.OpPalettizerConfig(mode=mode, weight_threshold=0, **config)
+    op = _lut_config(mode, **config)
     return lambda model: cto.palettize_weights(model, cto.OptimizationConfig(op))
 
 
+def _int_config(**config: Any) -> Any:
+    return cto.OpLinearQuantizerConfig(weight_threshold=0, **config)
+
+
 def _quantize(**config: Any) -> Compress:
-    op = cto.OpLinearQuantizerConfig(weight_threshold=0, **config)
+    op = _int_config(**config)
     return lambda model: cto.linear_quantize_weights(model, cto.OptimizationConfig(op))
 
 
@@ -51,8 +59,19 @@ def _prune(model: Any) -> Any:
     return cto.prune_weights(model, cto.OptimizationConfig(op))
 
 
+def _thinned(function: Any, config: Any) -> Compress:
+    """`function` on what is left of every weight when the smaller half of it is zero."""
+    half = cto.OpMagnitudePrunerConfig(target_sparsity=0.5, weight_threshold=1000)
+    config.weight_threshold = 1000  # biases are smaller and not thinned
+    thin = cto.OptimizationConfig(half)
+    both = cto.OptimizationConfig(config)
+    return lambda model: function(cto.prune_weights(model, thin), both, joint_compression=True)
+
+
 LUT, BLOCKS = "constexpr_lut_to_dense", "constexpr_blockwise_shift_scale"
 AFFINE, SPARSE = "constexpr_affine_dequantize", "constexpr_sparse_to_dense"
+SPARSE_LUT = "constexpr_lut_to_sparse"
+SPARSE_BLOCKS = "constexpr_sparse_blockwise_shift_scale"
 GROUPS = {"granularity": "per_grouped_channel", "group_size": 16}
 BLOCK_8 = {"granularity": "per_block", "block_size": 8}
 SCHEMES: dict[str, tuple[str, Compress, set[str]]] = {
@@ -69,6 +88,24 @@ SCHEMES: dict[str, tuple[str, Compress, set[str]]] = {
     "int8/iOS18": ("iOS18", _quantize(mode="linear_symmetric"), {BLOCKS}),
     "int4 blocks": ("iOS18", _quantize(mode="linear_symmetric", dtype="int4", **BLOCK_8), {BLOCKS}),
     "uint4 blocks": ("iOS18", _quantize(mode="linear", dtype="uint4", **BLOCK_8), {BLOCKS}),
+    "sparse lut4": (
+        "iOS18",
+        _thinned(cto.palettize_weights, _lut_config(nbits=4, **GROUPS)),
+        {SPARSE_LUT, SPARSE},
+    ),
+    "sparse int8": (
+        "iOS18",
+        _thinned(cto.linear_quantize_weights, _int_config(mode="linear_symmetric")),
+        {SPARSE_BLOCKS, SPARSE},
+    ),
+    "sparse uint4 blocks": (
+        "iOS18",
+        _thinned(
+            cto.linear_quantize_weights,
+            _int_config(mode="linear", dtype="uint4", **BLOCK_8),
+        ),
+        {SPARSE_BLOCKS, SPARSE},
+    ),
     "sparse/iOS17": ("iOS17", _prune, {SPARSE}),
     "sparse/iOS18": ("iOS18", _prune, {SPARSE}),
 }

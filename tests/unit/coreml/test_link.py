@@ -201,7 +201,9 @@ def blocks_of(package: Path) -> Iterator[tuple[Any, Any]]:
 def test_every_function_answers_like_the_twin(
     graph: MobileGraph, packages: dict[str, Path], scheme: str, name: str
 ) -> None:
-    twin = torch_runner(graph.functions[name], partial(rounded, scheme=parse_scheme(scheme)))
+    twin = torch_runner(
+        graph.functions[name], lambda _, module: rounded(module, parse_scheme(scheme))
+    )
     expected = twin(drawn())["velocity"]
     component = Component("denoiser", INPUTS, OUTPUTS)
     for precision, floor in (("fp32", SAME_WEIGHTS_DB), ("fp16", HALF_PRECISION_DB)):

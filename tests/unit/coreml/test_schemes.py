@@ -146,7 +146,8 @@ def test_same_module_same_bytes(module: Mixed, packages: dict[str, Path], tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("scheme", "reason"), [(Scheme("int", 8), "int8 is not stored"), (Scheme("palette", 5), "pale")]
+    ("scheme", "reason"),
+    [(Scheme("int", 6), "int6 is not stored"), (Scheme("palette", 5), "palette5 is not stored")],
 )
 def test_refuses_schemes_core_ml_does_not_store(
     tmp_path: Path, scheme: Scheme, reason: str

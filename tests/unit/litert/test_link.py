@@ -24,7 +24,7 @@ from nanoflux_export.targets.litert.convert import convert
 from nanoflux_export.targets.litert.encoding import Form, Layout, encode
 from nanoflux_export.targets.litert.flatbuffer import content, unpacked
 from nanoflux_export.targets.litert.model_file import read_model
-from nanoflux_export.targets.litert.quantise import quantise
+from nanoflux_export.targets.litert.quantise import quantise, whole_steps
 from nanoflux_mobile.errors import InputError, NanofluxError
 from nanoflux_mobile.parity import psnr_db
 from nanoflux_mobile.spec import Component, TensorSpec, parse_scheme
@@ -207,7 +207,7 @@ def test_blocks_are_called_after_their_weights(written):
     ]
     for block in found:
         assert block.macs == 2 * D * 2 * D * TOKENS[block.function]
-    assert {finding.rule for finding in target.lint(written.path, "denoiser")} == {"transposes"}
+    assert {finding.rule for finding in target.lint(written.path, "denoiser")} == {"gpu/transposes"}
 
 
 def test_both_functions_are_summed_up(written):
@@ -255,7 +255,7 @@ def direct(block, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     outputs = [spec.name for spec in block.component.outputs]
     convert(block.module, given, outputs, files["fp32"])
     for scheme in ("fp16", "int8"):
-        quantise(files["fp32"], parse_scheme(scheme), files[scheme])
+        quantise(files["fp32"], whole_steps(parse_scheme(scheme)), files[scheme])
     return files
 
 

@@ -19,11 +19,11 @@ from torch import nn
 
 from nanoflux_export.graph import one_segment
 from nanoflux_export.targets.litert.convert import convert
-from nanoflux_export.targets.litert.quantise import quantise
+from nanoflux_export.targets.litert.quantise import quantise, whole_steps
 from nanoflux_export.targets.litert.write import write
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.parity import psnr_db
-from nanoflux_mobile.spec import Component, Scheme, TensorSpec, parse_scheme
+from nanoflux_mobile.spec import Component, TensorSpec, parse_scheme
 
 # Rounding the weights to 11 bits: measured 87 dB (decoder) to 100 dB.
 FP16_QUALITY_DB = 80.0
@@ -182,10 +182,25 @@ def test_int8_stays_close_to_both_references(request, graph):
         assert not np.array_equal(made[name], exact[name])
 
 
-@pytest.mark.parametrize("scheme", [parse_scheme("palette4"), Scheme("int", 4)])
+@pytest.mark.parametrize("scheme", ["palette4", "int4-a8", "int8-b32", "int4-b16", "4-bit"])
 def test_other_schemes_are_refused(block, tmp_path, scheme):
     graph = one_segment(block.component, block.module)
     with pytest.raises(InputError, match=f"as {scheme}; accepted: fp16, int8"):
+        write(graph, parse_scheme(scheme), tmp_path / "x.tflite")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_a_decoder_never_rounds_its_pictures_as_it_goes(decoder, tmp_path, scheme):
+    graph, plan = one_segment(decoder.component, decoder.module), parse_scheme(scheme)
+    with pytest.raises(InputError, match="store it as fp16 or int8-a8"):
+        write(graph, plan, tmp_path / "x.tflite")
+    assert not list(tmp_path.iterdir())
+
+
+def test_blocks_are_refused_for_the_gpu(block, tmp_path):
+    graph, scheme = one_segment(block.component, block.module), parse_scheme("int4-b32")
+    with pytest.raises(InputError, match="int4-b32 aborts the GPU delegate"):
         write(graph, scheme, tmp_path / "x.tflite")
     assert not list(tmp_path.iterdir())
 
@@ -201,7 +216,7 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
 
 def test_a_big_convolution_is_stored_by_the_same_rule(big):
     module, folder = big
-    quantise(folder / "fp32.tflite", parse_scheme("int8"), folder / "int8.tflite")
+    quantise(folder / "fp32.tflite", whole_steps(parse_scheme("int8")), folder / "int8.tflite")
     model = schema.Model.GetRootAs((folder / "int8.tflite").read_bytes())
     tensors = [model.Subgraphs(0).Tensors(i) for i in range(model.Subgraphs(0).TensorsLength())]
     (weight,) = (t for t in tensors if t.Type() == schema.TensorType.INT8)

@@ -65,6 +65,20 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
+def make_finding(**more):
+    made = Finding(
+        component="denoiser",
+        rule="ane/rank",
+        severity="error",
+        count=1234,
+        ops=("reshape_7", "reshape_9"),
+        why="refused by Core ML",
+        fix="reshape to four axes",
+        source="https://example.org/rules",
+    )
+    return dataclasses.replace(made, **more)
+
+
 def make_manifest(
     recipe="fp16", target="coreml", scheme="fp16", weights=2_345_678, psnr=81.27, **more
 ):
@@ -99,7 +113,7 @@ def make_manifest(
             Parity("denoiser", "fp32", 43.6, 30.0),
             Parity("image", "half", 200.0, 15.0),
         ),
-        lint=(Finding("denoiser", "rank-over-five", 1234, "reshape to four axes"),),
+        lint=(make_finding(),),
         tools={"torch": "2.13.0", "coremltools": "9.0"},
         created_by="nanoflux-mobile 0.1.0",
         files=(Artifact("schedule.json", "ef" * 32, 241),),
@@ -131,6 +145,12 @@ def make_report(**changes):
 def manifest():
     """Makes the manifest of a bundle with one graph; every field can be replaced."""
     return make_manifest
+
+
+@pytest.fixture
+def finding():
+    """Makes a lint finding; every field can be replaced."""
+    return make_finding
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from PIL import Image
 from nanoflux_export.report.gallery import GAIN
 from nanoflux_export.report_html import Report, Row, render
 from nanoflux_export.work import Step
-from nanoflux_mobile.manifest import Artifact, Finding, MemoryStep
+from nanoflux_mobile.manifest import Artifact, MemoryStep
 from nanoflux_mobile.parity import Parity
 
 HOSTILE = "</style></title><script>alert('x')</script> \" ' & <b> 🦊 \u202e"
@@ -36,7 +36,8 @@ def test_the_page_is_well_formed_and_accessible(report, page):
     assert parsed.all("html") == [{"lang": "en"}]
     ids = [attributes["id"] for _, attributes in parsed.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
-    assert all(link["href"][1:] in ids for link in parsed.all("a"))
+    inside = [link["href"] for link in parsed.all("a") if "rel" not in link]
+    assert all(href.startswith("#") and href[1:] in ids for href in inside)
     assert all(image["alt"] and image["width"] and image["height"] for image in parsed.all("img"))
     assert all("scope" in cell for cell in parsed.all("th"))
     levels = [int(name[1]) for name, _ in parsed.elements if re.fullmatch(r"h\d", name)]
@@ -53,7 +54,7 @@ def test_it_tells_every_figure_size_prompt_and_origin(manifest, report, page):
         *("81.3 dB", "66.0 dB", "43.6 dB", "identical", "floor 60.0 dB", "floor 30.0 dB"),
         *("2,345,678", "2.3 MB", "703,703", "703.7 kB", "30%", "palette4-g16", "241"),
         *("a red circle", "two crosses", "a title", "what this run was"),
-        *("rank-over-five", "1,234", "reshape to four axes", "load", "unload"),
+        *("ane/rank", "1,234", "refused by Core ML", "reshape to four axes", "load", "unload"),
         *("ab" * 32, "cd" * 32, "torch 2.13.0", "coremltools 9.0", manifest().digest),
         *("12.3 s", "1 of 2 steps reused", "64 px, 2 steps", "fp16-coreml", "small-coreml"),
     ):
@@ -90,23 +91,29 @@ def test_an_empty_report_is_a_page(manifest, report, page):
 
 def test_nothing_is_asked_of_the_network(report, page):
     parsed = page(render(report()))
-    assert not re.search(r"https?:|url\(|@import|<script|<iframe|\son\w+=", parsed.html)
-    for _, attributes in parsed.elements:
-        for key in ("src", "href"):
+    links = [link["href"] for link in parsed.all("a") if "rel" in link]
+    assert set(links) == {"https://example.org/rules"}  # to follow or not, a reader's choice
+    shown = parsed.html.replace(f'href="{links[0]}"', "")
+    assert not re.search(r"https?:|url\(|@import|<script|<iframe|\son\w+=", shown)
+    for name, attributes in parsed.elements:
+        for key in ("src", "href") if name != "a" else ("src",):
             assert attributes.get(key, "#").startswith(("#", "data:"))
         assert not {"srcset", "poster", "action"} & attributes.keys()
     policy = next(meta["content"] for meta in parsed.all("meta") if "http-equiv" in meta)
     assert "default-src 'none'" in policy
 
 
-def test_text_from_outside_stays_text(manifest, pictures, page):
+def test_text_from_outside_stays_text(manifest, finding, pictures, page):
     entry = dataclasses.replace(manifest().components[0], compute_unit=HOSTILE)
     hostile = manifest(
         HOSTILE,
         HOSTILE,
         components=(entry,),
         parity=(Parity(HOSTILE, "fp32", 1.0, 2.0),),
-        lint=(Finding(HOSTILE, HOSTILE, 1, HOSTILE),),
+        lint=(
+            finding(component=HOSTILE, rule=HOSTILE, ops=(HOSTILE,), why=HOSTILE, source=HOSTILE),
+            finding(component=HOSTILE, fix=HOSTILE, suppressed=HOSTILE),
+        ),
         memory_plan=(MemoryStep("load", HOSTILE, 1),),
         tools={HOSTILE: HOSTILE},
         created_by=HOSTILE,

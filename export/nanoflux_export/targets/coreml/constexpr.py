@@ -1,7 +1,8 @@
 """Compressed weights made dense again: palettes, integer blocks, sparse masks.
 
 Each public function is the MIL op of that name, on numpy arrays; its arguments are the op's. The
-iOS16 forms store packed bytes and a `shape`; the iOS18 forms store sub-byte tensors.
+iOS16 forms store packed bytes and a `shape`; the iOS18 forms store sub-byte tensors. One that keeps
+a mask makes two arrays, the mask of the values that are left and those values.
 """
 
 from __future__ import annotations
@@ -71,6 +72,31 @@ def constexpr_lut_to_dense(
     return np.moveaxis(values, -1, axis + 1).reshape(wide)
 
 
+def constexpr_lut_to_sparse(
+    *,
+    indices_mask: Array,
+    indices_nonzero_data: Array,
+    lut: Array,
+    vector_axis: Array | None = None,
+) -> tuple[Array, Array]:
+    """`constexpr_lut_to_dense` of the indices under a mask; a one stands for a whole vector."""
+    indices = constexpr_sparse_to_dense(nonzero_data=indices_nonzero_data, mask=indices_mask)
+    values = constexpr_lut_to_dense(indices=indices, lut=lut, vector_axis=vector_axis)
+    mask = indices_mask
+    if vector_axis is not None:
+        mask = mask.repeat(lut.shape[-1], int(vector_axis))
+    return mask, values[mask.astype(bool)]
+
+
+def constexpr_sparse_blockwise_shift_scale(
+    *, data_mask: Array, nonzero_data: Array, scale: Array, offset: Array | None = None
+) -> tuple[Array, Array]:
+    """`constexpr_blockwise_shift_scale` of the data under a mask."""
+    data = constexpr_sparse_to_dense(nonzero_data=nonzero_data, mask=data_mask)
+    values = constexpr_blockwise_shift_scale(data=data, scale=scale, offset=offset)
+    return data_mask, values[data_mask.astype(bool)]
+
+
 def constexpr_sparse_to_dense(
     *, nonzero_data: Array, mask: Array, shape: Array | None = None
 ) -> Array:
@@ -83,13 +109,15 @@ def constexpr_sparse_to_dense(
     return values
 
 
-DECODERS: dict[str, Callable[..., Array]] = {
+DECODERS: dict[str, Callable[..., Array | tuple[Array, ...]]] = {
     function.__name__: function
     for function in (
         constexpr_affine_dequantize,
         constexpr_blockwise_shift_scale,
         constexpr_cast,
         constexpr_lut_to_dense,
+        constexpr_lut_to_sparse,
+        constexpr_sparse_blockwise_shift_scale,
         constexpr_sparse_to_dense,
     )
 }

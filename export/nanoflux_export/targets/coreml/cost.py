@@ -77,10 +77,12 @@ def _graph(package: Package, component: str, name: str) -> Graph:
 
 
 def _stored(function: Function) -> dict[tuple[int, ...], list[str]]:
-    """The names of every stored constant: several have the values of several weights."""
+    """The names of every stored constant that an op takes: several have one weight's values."""
+    groups = (names for op in function.operations for names in op.arguments.values())
     found: dict[tuple[int, ...], list[str]] = {}
-    for key, literal in function.literals.items():
-        if literal.place:
+    for key in dict.fromkeys(name for names in groups for name in names):
+        literal = function.literals.get(key)
+        if literal and literal.place:
             found.setdefault(literal.place, []).append(key)
     return found
 

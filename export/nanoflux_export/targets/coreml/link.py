@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from nanoflux_export.compression.selection import check_palette
+from nanoflux_export.compression.plan import Storage, plan_of
 from nanoflux_export.graph import Function, MobileGraph, Segment
 from nanoflux_export.targets.coreml.blob import BlobWriter
 from nanoflux_export.targets.coreml.program import fixed, tensor_type
@@ -31,7 +31,9 @@ from nanoflux_export.targets.coreml.protos import (
     mil,
     value_type,
 )
+from nanoflux_export.targets.coreml.rounded_inputs import RoundedInputs
 from nanoflux_export.targets.coreml.shelf import Shelf
+from nanoflux_export.targets.coreml.stored_schemes import check_storable
 from nanoflux_export.targets.coreml.template import (
     OPSET,
     Edge,
@@ -39,8 +41,8 @@ from nanoflux_export.targets.coreml.template import (
     float_tensors,
     make_template,
 )
-from nanoflux_mobile.errors import InputError, NanofluxError
-from nanoflux_mobile.spec import DType, Scheme
+from nanoflux_mobile.errors import NanofluxError
+from nanoflux_mobile.spec import DType
 from nanoflux_mobile.storage import staged_folder, write_file
 
 SPECIFICATION = 9
@@ -81,10 +83,14 @@ class _Linker:
         for spec in function.inputs:
             made.inputs.add(name=spec.name).type.CopyFrom(value_type(spec.dtype, spec.shape))
         once: set[str] = set()
+        rounding = RoundedInputs(self.shelf.plan, {value.name: value.type for value in made.inputs})
         for index, segment in enumerate(function.segments):
             kind, template = self.template(function, segment)
             names = _Names(template, segment, kind, f"{mangled(segment.weights)}_{index}")
-            block.operations.extend(self.stamped(template, segment, names, once))
+            layers = (f"{segment.weights}/{name}" for name in template.weights.values())
+            stamped = self.stamped(template, segment, names, once)
+            passed = rounding.passed(stamped, {mangled(layer): layer for layer in layers})
+            block.operations.extend(passed)
             on_segment()
         block.outputs.extend(spec.name for spec in function.outputs)
         _check_names(made, block)
@@ -101,19 +107,21 @@ class _Linker:
                 yield _renamed(op, names)
             elif name not in once:
                 once.add(name)
-                yield self.constant(template, segment, op, name)
+                yield from self.constants(template, segment, op, name)
 
-    def constant(self, template: Template, segment: Segment, op: Any, name: str) -> Any:
+    def constants(
+        self, template: Template, segment: Segment, op: Any, name: str
+    ) -> tuple[Any, ...]:
         """A weight of the segment, or a constant of its kind."""
         old, shape = op.outputs[0].name, fixed(tensor_type(op.outputs[0].type))
         if parameter := template.weights.get(old):
-            return self.shelf.items[segment.weights, parameter].constant(shape)
+            return self.shelf.items[segment.weights, parameter].constants(shape)
         if old not in template.blobs:
-            return constant(name, op.attributes["val"])
+            return (constant(name, op.attributes["val"]),)
         dtype, data = template.blobs[old]
         packed = np.frombuffer(data, np.uint8)
         offset = self.shelf.blob.add_packed(packed, dtype, math.prod(shape))
-        return constant(name, in_file(dtype, shape, offset))
+        return (constant(name, in_file(dtype, shape, offset)),)
 
 
 def _check_alike(segment: Segment, module: nn.Module, template: Template) -> None:
@@ -182,20 +190,23 @@ def edges(function: Function, segment: Segment) -> tuple[tuple[Edge, ...], tuple
 
 def write(
     graph: MobileGraph,
-    scheme: Scheme,
+    storage: Storage,
     out: Path,
     on_segment: OnSegment = lambda done, of: None,
 ) -> None:
-    """Write `graph` to the package `out`, its weights stored as `scheme`; whole or not at all.
+    """Write `graph` to the package `out`, its weights stored as told; whole or not at all.
 
     `on_segment` hears how many segments are done, and of how many.
 
     Raises:
         InputError: a scheme Core ML files are not made with, a weight that half precision cannot
             hold, or `out` cannot be written.
-        NanofluxError: a segment that does not become what its graph says.
+        NanofluxError: a segment that does not become what its graph says, or 8-bit inputs of a
+            layer that has no range.
     """
-    _check_scheme(scheme)
+    plan = plan_of(storage)
+    for scheme in (plan.default, *plan.layers.values()):
+        check_storable(scheme)
     total, done = sum(len(f.segments) for f in graph.functions.values()), 0
 
     def count() -> None:
@@ -207,18 +218,11 @@ def write(
         folder = stage / "Data" / "com.apple.CoreML"
         (folder / WEIGHTS).parent.mkdir(parents=True)
         with BlobWriter(folder / WEIGHTS) as blob:
-            linker = _Linker(Shelf(blob, scheme), graph.forms)
+            linker = _Linker(Shelf(blob, plan), graph.forms)
             functions = {n: linker.function(f, count) for n, f in graph.functions.items()}
         model = _model(graph, functions)
         write_file(folder / "model.mlmodel", model.SerializeToString(deterministic=True))
         write_file(stage / "Manifest.json", manifest_json())
-
-
-def _check_scheme(scheme: Scheme) -> None:
-    if scheme.kind not in ("fp16", "palette"):
-        raise InputError(f"{scheme} is not stored in Core ML packages; use fp16 or palette4-g16")
-    if scheme.kind == "palette":
-        check_palette(scheme)
 
 
 def _model(graph: MobileGraph, functions: dict[str, Any]) -> Any:

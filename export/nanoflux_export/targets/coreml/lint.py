@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
+from nanoflux_export.findings import broken, crossings
 from nanoflux_export.graph import Finding
-from nanoflux_export.targets.coreml.lint_rules import RULES, Graph
-from nanoflux_export.targets.coreml.package import Package, open_package, reading
-from nanoflux_export.targets.coreml.program import Function, read_function
+from nanoflux_export.targets.coreml.cost import cost
+from nanoflux_export.targets.coreml.lint_graph import read_file
+from nanoflux_export.targets.coreml.lint_rules import CROSSINGS, FLEXIBLE, LEAVING, RULES
+from nanoflux_export.targets.coreml.package import open_package, reading
 from nanoflux_export.targets.coreml.quiet import quiet
 
 
 def lint(path: Path, component: str) -> tuple[Finding, ...]:
-    """One finding per broken rule of `lint_rules.RULES`, its count summed over all functions.
+    """One finding for each rule of `lint_rules` that the package breaks, over all its functions.
 
     What is wrong with a stored weight counts once, however many functions share it. `component`
     is what the findings call the graph. None of them proves where an op will run: only a phone can.
@@ -24,32 +25,9 @@ def lint(path: Path, component: str) -> tuple[Finding, ...]:
     with quiet():
         package = open_package(path)
     with reading(path):
-        graphs = [_graph(package, name) for name in sorted(package.model.mlProgram.functions)]
-        whole = [_stored(graphs)]
-        counts = [(rule, sum(map(rule.count, whole if rule.stored else graphs))) for rule in RULES]
-    return tuple(
-        Finding(component, rule.name, count, rule.advice) for rule, count in counts if count
-    )
-
-
-def _graph(package: Package, name: str) -> Graph:
-    function = read_function(package, name)
-    types = dict(function.inputs)
-    types |= {key: literal.type for key, literal in function.literals.items()}
-    for operation in function.operations:
-        types |= operation.outputs
-    sizes = [file.stat().st_size for file in package.model_folder.rglob("*.bin")]
-    return Graph(function, types, max(sizes, default=0))
-
-
-def _stored(graphs: Sequence[Graph]) -> Graph:
-    """The ops of all functions that take a weight, one for each weight."""
-    types = {name: made for graph in graphs for name, made in graph.types.items()}
-    ops = {
-        op.arguments["weight"]: op
-        for graph in graphs
-        for op in graph.function.operations
-        if "weight" in op.arguments
-    }
-    size = max((graph.weight_bytes for graph in graphs), default=0)
-    return Graph(Function({}, {}, {}, tuple(ops.values())), types, size)
+        file = read_file(package)
+        found = broken(RULES, file, component)
+    if any(finding.rule == FLEXIBLE for finding in found):
+        return found  # what it costs depends on its sizes
+    whole = cost(path, component)
+    return (*found, *crossings(CROSSINGS, found, LEAVING, len(file.graphs), whole))

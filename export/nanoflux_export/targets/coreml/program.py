@@ -37,14 +37,23 @@ class TensorType:
 class Literal:
     """A constant: `read` decodes it to a numpy array, or a str, anew at each call.
 
-    `stored_bytes` counts what it takes in the weight file: nothing when the program spells it out.
-    `place` says where its parts lie there: literals of one place are stored once.
+    `records` holds the bytes of its parts by where they lie in the weight file; nothing when the
+    program spells it out.
     """
 
     type: TensorType
     read: Callable[[], Any]
-    stored_bytes: int = 0
-    place: tuple[int, ...] = ()
+    records: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def stored_bytes(self) -> int:
+        """What it takes in the weight file."""
+        return sum(self.records.values())
+
+    @property
+    def place(self) -> tuple[int, ...]:
+        """Where its parts lie there: literals of one place are stored once."""
+        return tuple(self.records)
 
 
 @dataclass(frozen=True)
@@ -116,8 +125,7 @@ class _Reader:
         outputs = {value.name: tensor_type(value.type) for value in proto.outputs}
         self.types |= outputs
         if proto.type == "const" or proto.type in DECODERS:
-            ((name, declared),) = outputs.items()
-            self.literals[name] = self.constant(proto, declared)
+            self.literals |= self.constants(proto, outputs)
             return None
         name = proto.attributes["name"].immediateValue.tensor.strings.values[0]
         arguments = {
@@ -136,20 +144,25 @@ class _Reader:
                 self.literals[name] = self.value(binding.value)
                 yield name
 
-    def constant(self, proto: Any, declared: TensorType) -> Literal:
+    def constants(self, proto: Any, outputs: Mapping[str, TensorType]) -> dict[str, Literal]:
+        """What a constant or a decoder of compressed weights makes, by name."""
+        first = next(iter(outputs))
         if proto.type == "const":
-            return self.value(proto.attributes["val"])
+            return {first: self.value(proto.attributes["val"])}
         parts = {
             parameter: self.value(value)
             for parameter, value in proto.attributes.items()
             if parameter != "name"
         }
         for parameter, argument in proto.inputs.items():
-            (name,) = self.bind(f"{next(iter(proto.outputs)).name}.{parameter}", argument.arguments)
+            (name,) = self.bind(f"{first}.{parameter}", argument.arguments)
             parts[parameter] = self.literals[name]
-        stored = sum(part.stored_bytes for part in parts.values())
-        place = tuple(offset for part in parts.values() for offset in part.place)
-        return Literal(declared, partial(_decode, proto.type, parts, declared), stored, place)
+        records = {at: size for part in parts.values() for at, size in part.records.items()}
+        declared = tuple(outputs.values())
+        return {
+            name: Literal(kind, partial(_decode, proto.type, parts, declared, index), records)
+            for index, (name, kind) in enumerate(outputs.items())
+        }
 
     def value(self, proto: Any) -> Literal:
         declared = tensor_type(proto.type)
@@ -162,7 +175,7 @@ class _Reader:
         offset = proto.blobFileValue.offset
         packed = find_entry(self.weights[file], offset, declared.dtype, shape)
         read = partial(unpack, packed, declared.dtype, shape)
-        return Literal(declared, read, packed.size, (offset,))
+        return Literal(declared, read, {offset: packed.size})
 
 
 def tensor_type(proto: Any) -> TensorType:
@@ -199,9 +212,13 @@ def _immediate(proto: Any, declared: TensorType) -> Any:
     return unpack(np.frombuffer(stored, np.uint8), declared.dtype, shape)
 
 
-def _decode(kind: str, parts: Mapping[str, Literal], declared: TensorType) -> Array:
-    """A compressed weight made dense, rounded to the float type the program declares for it."""
-    dense: Array = DECODERS[kind](**{name: part.read() for name, part in parts.items()})
-    if dense.shape != declared.shape:
-        raise ValueError(f"{kind} makes {dense.shape} where {declared.shape} is declared")
-    return dense.astype(NUMPY_TYPES[declared.dtype], copy=False)
+def _decode(
+    kind: str, parts: Mapping[str, Literal], declared: tuple[TensorType, ...], index: int
+) -> Array:
+    """One result of decoding a weight, rounded to the type that the program declares for it."""
+    made = DECODERS[kind](**{name: part.read() for name, part in parts.items()})
+    results = made if isinstance(made, tuple) else (made,)
+    shapes = [result.shape for result in results]
+    if shapes != [one.shape for one in declared]:
+        raise ValueError(f"{kind} makes {shapes} where the program declares {declared}")
+    return results[index].astype(NUMPY_TYPES[declared[index].dtype], copy=False)

@@ -1,4 +1,4 @@
-"""The few protobuf messages that we write ourselves: values, constants, palettes, descriptions."""
+"""The few protobuf messages that we write ourselves: values, constants, ops, descriptions."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import uuid
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
+
+import numpy as np
 
 from nanoflux_export.graph import Function
 from nanoflux_export.targets.coreml.quiet import quiet
@@ -60,22 +62,38 @@ def constant(name: str, value: Any) -> Any:
     return op
 
 
-def palettized(name: str, codes: Any, lut: Any, shape: tuple[int, ...]) -> Any:
-    """The op that turns indices and palettes, both values in the file, into a weight."""
-    op = mil().Operation(type="constexpr_lut_to_dense")
-    op.inputs["indices"].arguments.add().value.CopyFrom(codes)
-    op.inputs["lut"].arguments.add().value.CopyFrom(lut)
-    op.outputs.add(name=name).type.CopyFrom(value_type("fp16", shape))
-    set_op_name(op, name)
+def operation(kind: str, outputs: Mapping[str, Any], inputs: Mapping[str, Any]) -> Any:
+    """An op: types by the name of what it makes, and values or their names by parameter.
+
+    It is called as the first of its outputs.
+    """
+    op = mil().Operation(type=kind)
+    for parameter, given in inputs.items():
+        argument = op.inputs[parameter].arguments.add()
+        if isinstance(given, str):
+            argument.name = given
+        else:
+            argument.value.CopyFrom(given)
+    for name, declared in outputs.items():
+        op.outputs.add(name=name).type.CopyFrom(declared)
+    set_op_name(op, next(iter(outputs)))
     return op
+
+
+def scalar(dtype: str, given: Any) -> Any:
+    """A number or a word that the program spells out."""
+    value = mil().Value(type=value_type(dtype, ()))
+    tensor = value.immediateValue.tensor
+    if dtype == "fp16":
+        tensor.bytes.values = np.float16(given).tobytes()
+    else:
+        getattr(tensor, {"int32": "ints", "string": "strings"}[dtype]).values.append(given)
+    return value
 
 
 def set_op_name(op: Any, name: str) -> None:
     """What the op calls itself in the program's own text."""
-    value = op.attributes["name"]
-    value.Clear()
-    value.type.tensorType.dataType = value_type("string", ()).tensorType.dataType
-    value.immediateValue.tensor.strings.values.append(name)
+    op.attributes["name"].CopyFrom(scalar("string", name))
 
 
 def describe(description: Any, functions: Mapping[str, Function]) -> None:

@@ -1,4 +1,4 @@
-"""The weights of a package: stored one by one as a scheme says, and handed out as constants."""
+"""The weights of a package: stored one by one as a plan says, and handed out as constants."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from nanoflux_export.compression import palettes
+from nanoflux_export.compression.coding import code
+from nanoflux_export.compression.plan import Plan
 from nanoflux_export.compression.rounding import half, output_axes
-from nanoflux_export.compression.selection import is_palettized, palette_groups
 from nanoflux_export.targets.coreml.blob import BlobWriter
-from nanoflux_export.targets.coreml.protos import constant, in_file, mangled, palettized
+from nanoflux_export.targets.coreml.protos import constant, in_file, mangled
+from nanoflux_export.targets.coreml.stored_weight import operations
 from nanoflux_export.targets.coreml.template import float_tensors
 from nanoflux_mobile.errors import NanofluxError
-from nanoflux_mobile.spec import Scheme
 from nanoflux_mobile.weights import check_finite
 
 _FEWEST_IN_FILE = 10
@@ -29,22 +29,22 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Item:
-    """A stored weight; `op` makes the constant of it, under a name, in a shape.
+    """A stored weight; `ops` make the constant of it in a shape, the last of them under its name.
 
-    The values of one with palettes keep their axes, as its groups lie along one of them.
+    The values of a coded one keep their axes, as its palettes and scales lie along them.
     """
 
     label: str
     shape: Shape
-    palettes: bool
-    op: Callable[[str, Shape], Any]
+    coded: bool
+    ops: Callable[[Shape], tuple[Any, ...]]
 
-    def constant(self, shape: Shape) -> Any:
-        """The op that defines the weight in a program that wants it in `shape`."""
-        alike = math.prod(shape) == math.prod(self.shape) and not self.palettes
+    def constants(self, shape: Shape) -> tuple[Any, ...]:
+        """The ops that define the weight in a program that wants it in `shape`."""
+        alike = math.prod(shape) == math.prod(self.shape) and not self.coded
         if shape != self.shape and not alike:
             raise NanofluxError(f"{self.label} is {self.shape} but is used as {shape}")
-        return self.op(mangled(self.label), shape)
+        return self.ops(shape)
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Shelf:
     """Every weight stored so far, by the name of its values and its parameter."""
 
     blob: BlobWriter
-    scheme: Scheme
+    plan: Plan
     items: dict[tuple[str, str], Item] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
 
@@ -71,8 +71,7 @@ class Shelf:
         for name, tensor in float_tensors(module):
             if (weights, name) not in self.items:
                 label = self._label(f"{weights}/{name}")
-                item = self._stored(label, _half(label, tensor), axes.get(id(tensor)))
-                self.items[weights, name] = item
+                self.items[weights, name] = self._stored(label, tensor, axes.get(id(tensor)))
 
     def _label(self, label: str) -> str:
         other = self.labels.setdefault(mangled(label), label)
@@ -80,24 +79,21 @@ class Shelf:
             raise NanofluxError(f"{label} and {other} have one name in a program; rename one")
         return label
 
-    def _stored(self, label: str, values: np.ndarray, axis: int | None) -> Item:
-        if (
-            axis is not None
-            and self.scheme.kind == "palette"
-            and is_palettized(self.scheme, values.shape, axis)
-        ):
-            return Item(label, values.shape, True, self._palettes(values, axis))
-        if values.size < _FEWEST_IN_FILE:
-            return Item(label, values.shape, False, partial(_spelled_out, values))
-        return Item(label, values.shape, False, partial(_dense, self.blob.add(values, "fp16")))
+    def _stored(self, label: str, tensor: Tensor, axis: int | None) -> Item:
+        halves, name, shape = _half(label, tensor), mangled(label), tuple(tensor.shape)
+        if axis is not None and (ops := self._coded(label, tensor, axis)):
+            return Item(label, shape, True, lambda shape: ops)
+        if halves.size < _FEWEST_IN_FILE:
+            return Item(label, shape, False, partial(_spelled_out, name, halves))
+        return Item(label, shape, False, partial(_dense, name, self.blob.add(halves, "fp16")))
 
-    def _palettes(self, values: np.ndarray, axis: int) -> Callable[[str, Shape], Any]:
-        bits, groups = self.scheme.bits, palette_groups(self.scheme, values.shape, axis)
-        luts, codes = palettes.palette_groups(values, bits, groups, axis)
-        along = [groups if at == axis else 1 for at in range(values.ndim)]
-        indices = in_file(f"uint{bits}", values.shape, self.blob.add(codes, f"uint{bits}"))
-        lut = in_file("fp16", (*along, 1 << bits, 1), self.blob.add(luts, "fp16"))
-        return lambda name, shape: palettized(name, indices, lut, shape)
+    def _coded(self, label: str, tensor: Tensor, axis: int) -> tuple[Any, ...]:
+        """The ops of a weight that is not stored dense; none for one that is."""
+        scheme, importance = self.plan.of(label), self.plan.importance.get(label)
+        if scheme.kind == "fp16" and not scheme.sparse:
+            return ()
+        coded = code(tensor.detach().float().numpy(), axis, scheme, importance)
+        return () if coded is None else operations(mangled(label), coded, self.blob)
 
 
 def _half(label: str, tensor: Tensor) -> np.ndarray:
@@ -107,11 +103,11 @@ def _half(label: str, tensor: Tensor) -> np.ndarray:
     return nearest
 
 
-def _dense(offset: int, name: str, shape: Shape) -> Any:
-    return constant(name, in_file("fp16", shape, offset))
+def _dense(name: str, offset: int, shape: Shape) -> tuple[Any, ...]:
+    return (constant(name, in_file("fp16", shape, offset)),)
 
 
-def _spelled_out(values: np.ndarray, name: str, shape: Shape) -> Any:
+def _spelled_out(name: str, values: np.ndarray, shape: Shape) -> tuple[Any, ...]:
     value = in_file("fp16", shape, 0)
     value.immediateValue.tensor.bytes.values = values.tobytes()
-    return constant(name, value)
+    return (constant(name, value),)

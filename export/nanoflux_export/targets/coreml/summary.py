@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from nanoflux_export.graph import Summary, TensorLine
 from nanoflux_export.targets.coreml.package import Package, open_package
 from nanoflux_export.targets.coreml.program import TensorType, read_function
+
+_DECODER = "constexpr_"
 
 
 def summarize(path: Path) -> Summary:
@@ -36,20 +38,33 @@ def _lines(values: Mapping[str, TensorType]) -> tuple[TensorLine, ...]:
 
 
 def _storage(package: Package) -> dict[str, int]:
-    """How many weights are stored in which way; one that two functions share counts once."""
+    """How many weights are stored in which way; one that two functions share counts once.
+
+    A way is the ops that make the weight of what is stored, in their order.
+    """
     found: dict[tuple[int, ...], str] = {}
     for function in package.model.mlProgram.functions.values():
         for block in function.block_specializations.values():
-            for op in block.operations:
-                kind = "dense" if op.type == "const" else op.type
-                if kind == "dense" or kind.startswith("constexpr_"):
-                    found[_places(op)] = kind.removeprefix("constexpr_")
+            found |= _weights(block.operations)
     found.pop((), None)  # spelled out in the program
     return dict(Counter(found.values()).most_common())
 
 
-def _places(op: Any) -> tuple[int, ...]:
-    """Where in the weight file a constant lies; a compressed one has several parts."""
-    bound = (binding.value for each in op.inputs.values() for binding in each.arguments)
-    values = (*op.attributes.values(), *bound)
-    return tuple(v.blobFileValue.offset for v in values if v.HasField("blobFileValue"))
+def _weights(operations: Iterable[Any]) -> dict[tuple[int, ...], str]:
+    """The ways of a program's constants, by where in the weight file their parts lie."""
+    made: dict[str, tuple[tuple[int, ...], str]] = {}
+    parts: set[str] = set()
+    for op in operations:
+        if op.type != "const" and not op.type.startswith(_DECODER):
+            continue
+        bound = [binding for each in op.inputs.values() for binding in each.arguments]
+        names = [binding.name for binding in bound if binding.name in made]
+        taken = dict.fromkeys(made[name] for name in names)
+        held = (*op.attributes.values(), *(binding.value for binding in bound))
+        own = tuple(v.blobFileValue.offset for v in held if v.HasField("blobFileValue"))
+        place = tuple(at for places, _ in taken for at in places) + own
+        way = " + ".join([*(way for _, way in taken), op.type.removeprefix(_DECODER)])
+        made |= {value.name: (place, way) for value in op.outputs}
+        parts.update(names)
+    ways = (item for name, item in made.items() if name not in parts)
+    return {place: "dense" if way == "const" else way for place, way in ways}

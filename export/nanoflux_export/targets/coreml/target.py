@@ -8,19 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanoflux_mobile.errors import InputError
-from nanoflux_mobile.spec import Component, DType, Scheme
+from nanoflux_mobile.spec import Attention, Component, ComponentName, DType, Scheme
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from nanoflux_export.compression.plan import Storage
     from nanoflux_export.graph import Finding, MobileGraph, Precision, Runner, Summary
     from nanoflux_mobile.cost import Cost
 
 NAME = "coreml"
 SUFFIX = ".mlpackage"
-COMPUTE_UNIT = "cpuAndNeuralEngine"
-SCHEMES = ("fp16", "palette")
+PROFILES: Mapping[str, str] = {"ane": "cpuAndNeuralEngine"}
+ATTENTION: Attention = "batched"
 HALF_CONSTANTS = True
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 MAX_BYTES = 1_000_000_000
@@ -30,16 +31,35 @@ WIRES: DType = "float16"
 _TOOLS = ("coremltools", "torch")
 
 
+def nearest(scheme: Scheme, profile: str, component: ComponentName) -> tuple[Scheme, str]:
+    """How a wish is stored, and why otherwise; see `Target.nearest`."""
+    from nanoflux_export.targets.coreml import stored_schemes
+
+    return stored_schemes.nearest(scheme)
+
+
+def choices(profile: str, component: ComponentName) -> tuple[str, ...]:
+    """What a budget chooses from: palettes of every width, as exact as they get."""
+    from nanoflux_export.targets.coreml import stored_schemes
+
+    return stored_schemes.CHOICES
+
+
+def resident_bits(scheme: Scheme, profile: str) -> float:
+    """Weights are mapped as they are stored, and unpacked as they are used."""
+    return scheme.bits_per_weight
+
+
 def write(
     graph: MobileGraph,
-    scheme: Scheme,
+    storage: Storage,
     out: Path,
     on_segment: Callable[[int, int], None] = lambda done, of: None,
 ) -> None:
-    """Write the graph with its weights stored as `scheme` to `out`; see `link.write`."""
+    """Write the graph with its weights stored as told to `out`; see `link.write`."""
     from nanoflux_export.targets.coreml import link
 
-    link.write(graph, scheme, out, on_segment)
+    link.write(graph, storage, out, on_segment)
 
 
 def stored(path: Path) -> Callable[[str], NDArray[np.float32]]:
@@ -83,7 +103,7 @@ def load(
     return runner
 
 
-def lint(path: Path, component: str) -> tuple[Finding, ...]:
+def lint(path: Path, component: str, profile: str = "") -> tuple[Finding, ...]:
     """What would leave the Neural Engine or slow it down; see `lint.lint`."""
     from nanoflux_export.targets.coreml import lint as linting
 

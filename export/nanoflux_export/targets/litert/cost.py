@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from nanoflux_export import blocks
 from nanoflux_export.blocks import Value, file_cost
-from nanoflux_export.targets.litert.lint import GPU_OPS
+from nanoflux_export.targets.litert.link import SCALES
+from nanoflux_export.targets.litert.lint_rules import GPU_OPS
 from nanoflux_export.targets.litert.model_file import Graph, Op, Tensor, read_model
 from nanoflux_mobile.cost import Cost
 
-_FLOATS = frozenset({"BFLOAT16", "FLOAT16", "FLOAT32"})
+_COMPUTED = frozenset({"BFLOAT16", "FLOAT16", "FLOAT32", "INT8"})
+"""Types that accelerators compute on."""
 _SETTINGS = frozenset({"BOOL", "INT32", "INT64"})
 """Types of constants that say how, not what, to compute: shapes, axes, orders."""
 
@@ -65,7 +67,8 @@ def _translated(graph: Graph, component: str) -> blocks.Graph:
         tuple(places[id(tensor)] for tensor in named.values())
         for named in (graph.inputs, graph.outputs)
     )
-    ops = tuple(_op(op, graph.tensors, names) for op in graph.ops)
+    scales = {t.name: names[at] for at, t in enumerate(graph.tensors) if t.name.endswith(SCALES)}
+    ops = tuple(_op(op, graph.tensors, names, scales) for op in graph.ops)
     return blocks.Graph(graph.signature, values, inputs, outputs, ops)
 
 
@@ -74,20 +77,24 @@ def _name(at: int, tensor: Tensor) -> str:
     return f"{tensor.dtype} {tensor.buffer}" if tensor.constant else str(at)
 
 
-def _op(op: Op, tensors: tuple[Tensor, ...], names: Sequence[str]) -> blocks.Op:
+def _op(
+    op: Op, tensors: tuple[Tensor, ...], names: Sequence[str], scales: Mapping[str, str]
+) -> blocks.Op:
+    """`scales` are the tensors with the scales of weights in blocks, which no op names."""
     taken = tuple(at for at in op.inputs if at >= 0)
     stored = op.kind == "DEQUANTIZE" and tensors[taken[0]].constant
     dtypes = {tensors[at].dtype for at in (*taken, *op.outputs)}
     count = MACS.get(op.kind)
+    aside = (f"{tensors[at].name}{SCALES}" for at in taken if tensors[at].blockwise)
     return blocks.Op(
         op.kind,
-        tuple(names[at] for at in taken),
+        (*(names[at] for at in taken), *(scales[name] for name in aside if name in scales)),
         tuple(names[at] for at in op.outputs),
         macs=count(op, tensors) if count else 0,
         view=op.kind in _RESHAPES or stored,
         picks=op.kind in _PICKS,
         located=op.kind in MACS or op.kind in _LOOKUPS,
-        off=op.kind not in GPU_OPS or not dtypes & _FLOATS,
+        off=op.kind not in GPU_OPS or not dtypes & _COMPUTED,
     )
 
 

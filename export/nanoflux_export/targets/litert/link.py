@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,8 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from nanoflux_export.graph import Function, MobileGraph, Segment
-from nanoflux_export.targets.litert.encoding import Form
+from nanoflux_export.targets.litert.encoding import Form, Layout
+from nanoflux_export.targets.litert.flatbuffer import code_place, new_buffer
 from nanoflux_export.targets.litert.template import Edge, Template
 from nanoflux_mobile.errors import NanofluxError
 from nanoflux_mobile.spec import TensorSpec
@@ -20,8 +21,13 @@ from nanoflux_mobile.spec import TensorSpec
 LAYOUTS = "nanoflux_layouts"
 """Metadata of a file: for every weight by name, its own shape and the order its axes lie in."""
 
+SCALES = ".scales"
+"""What the tensor with the scales of a weight's blocks is called, after the weight's name."""
+
 _VERSION = 3
-_UNKNOWN = 1 << 40  # what stands for an offset or size until it is known
+
+Templates = Mapping[str, Sequence[Template]]
+"""The template of every segment, by function and in order."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +36,13 @@ class Linked:
 
     `constants` holds bytes and the buffer that takes them. `waiting` holds, by the name of a
     segment's weights, the forms in which parameters are stored and the tensors that have each.
+    `layouts` holds how every weight lies, by name.
     """
 
     model: Any
     constants: dict[bytes, int] = field(default_factory=dict)
     waiting: dict[str, dict[Form, list[Any]]] = field(default_factory=dict)
+    layouts: dict[str, Layout] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -46,8 +54,8 @@ class _Part:
     buffers: Mapping[int, int]
 
 
-def link(graph: MobileGraph, templates: Mapping[str, Template]) -> Linked:
-    """The graph as one model; `templates` by the kind of segment.
+def link(graph: MobileGraph, templates: Templates) -> Linked:
+    """The graph as one model.
 
     Raises:
         NanofluxError: segments of one kind differ in more than their weights, or segments that
@@ -56,8 +64,12 @@ def link(graph: MobileGraph, templates: Mapping[str, Template]) -> Linked:
     # The first buffer stands for no constant.
     model = schema.ModelT(_VERSION, [], [], "nanoflux", [schema.BufferT()], signatureDefs=[])
     linked = Linked(model)
-    parts = {kind: _part(template, linked) for kind, template in templates.items()}
+    known: dict[int, _Part] = {}
     for name, function in graph.functions.items():
+        for template in templates[name]:
+            if id(template) not in known:
+                known[id(template)] = _part(template, linked)
+        parts = [known[id(template)] for template in templates[name]]
         subgraph = _subgraph(name, function, parts, linked)
         model.signatureDefs.append(_signature(name, function, subgraph, len(model.subgraphs)))
         model.subgraphs.append(subgraph)
@@ -76,35 +88,20 @@ def edges(function: Function, names: Iterable[str]) -> tuple[Edge, ...]:
 
 
 def _part(template: Template, linked: Linked) -> _Part:
-    codes = [_code_place(linked.model.operatorCodes, c) for c in template.model.operatorCodes]
+    codes = [code_place(linked.model.operatorCodes, c) for c in template.model.operatorCodes]
     buffers = {}
     for at, content in template.constants.items():
         if content not in linked.constants:
-            linked.constants[content] = _new_buffer(linked.model)
+            linked.constants[content] = new_buffer(linked.model)
         buffers[at] = linked.constants[content]
     return _Part(template, codes, buffers)
 
 
-def _code_place(codes: list[Any], code: Any) -> int:
-    """Where an op's code stands in the list, at its end if it is new."""
-    for at, known in enumerate(codes):
-        if vars(known) == vars(code):
-            return at
-    codes.append(code)
-    return len(codes) - 1
-
-
-def _new_buffer(model: Any) -> int:
-    model.buffers.append(schema.BufferT(offset=_UNKNOWN, size=_UNKNOWN))
-    return len(model.buffers) - 1
-
-
-def _subgraph(name: str, function: Function, parts: Mapping[str, _Part], linked: Linked) -> Any:
+def _subgraph(name: str, function: Function, parts: Sequence[_Part], linked: Linked) -> Any:
     tensors = [_input(spec) for spec in function.inputs]
     operators: list[Any] = []
     values = {spec.name: at for at, spec in enumerate(function.inputs)}
-    for segment in function.segments:
-        part = parts[segment.kind]
+    for segment, part in zip(function.segments, parts, strict=True):
         _check_edges(segment, function, part.template)
         taken = (values[name] for name in segment.inputs)
         places = dict(zip(part.template.entries, taken, strict=True))
@@ -112,6 +109,7 @@ def _subgraph(name: str, function: Function, parts: Mapping[str, _Part], linked:
             if at not in places:
                 places[at] = len(tensors)
                 tensors.append(tensor)
+        _place_scales(part.template, tensors, places)
         operators += _operators(part, places)
         exits = zip(segment.outputs, part.template.exits, strict=True)
         values |= {output: places[at] for output, at in exits}
@@ -144,14 +142,28 @@ def _stamped(segment: Segment, part: _Part, linked: Linked) -> Iterator[tuple[in
         new.buffer = part.buffers.get(at, 0)
         if form := part.template.weights.get(at):
             new.name = f"{segment.weights}/{form.parameter}"
+            if form.part == "scales":
+                new.name += SCALES
+            else:
+                _keep_layout(linked, new.name, form.layout)
             new.quantization = copy.copy(tensor.quantization)
-            _await(linked, segment.weights, form, new)
+            if not new.buffer:
+                _await(linked, segment.weights, form, new)
         yield at, new
+
+
+def _place_scales(template: Template, tensors: list[Any], places: Mapping[int, int]) -> None:
+    """Tell weights in blocks where their scales are now."""
+    for at, form in template.weights.items():
+        if form.block and form.part == "values":
+            grid = tensors[places[at]].quantization
+            grid.details = copy.copy(grid.details)
+            grid.details.scales = places[grid.details.scales]
 
 
 def _await(linked: Linked, weights: str, form: Form, tensor: Any) -> None:
     sharing = linked.waiting.setdefault(weights, {}).setdefault(form, [])
-    tensor.buffer = sharing[0].buffer if sharing else _new_buffer(linked.model)
+    tensor.buffer = sharing[0].buffer if sharing else new_buffer(linked.model)
     sharing.append(tensor)
 
 
@@ -176,15 +188,15 @@ def _signature(name: str, function: Function, subgraph: Any, index: int) -> Any:
     return schema.SignatureDefT(inputs, outputs, name, index)
 
 
+def _keep_layout(linked: Linked, name: str, layout: Layout) -> None:
+    shape = linked.layouts.setdefault(name, layout).shape
+    if shape != layout.shape:
+        raise NanofluxError(
+            f"the weight {name} has the shapes {shape} and {layout.shape}; segments that "
+            "share weights must agree on them"
+        )
+
+
 def _layouts(linked: Linked) -> bytes:
-    found: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
-    for weights, forms in linked.waiting.items():
-        for form in forms:
-            name, layout = f"{weights}/{form.parameter}", form.layout
-            shape, _ = found.setdefault(name, (layout.shape, layout.axes))
-            if shape != layout.shape:
-                raise NanofluxError(
-                    f"the weight {name} has the shapes {shape} and {layout.shape}; segments that "
-                    "share weights must agree on them"
-                )
-    return json.dumps(found, separators=(",", ":")).encode()
+    listed = {name: (layout.shape, layout.axes) for name, layout in linked.layouts.items()}
+    return json.dumps(listed, separators=(",", ":")).encode()

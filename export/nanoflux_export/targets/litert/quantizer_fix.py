@@ -1,8 +1,11 @@
-"""A mend for ai-edge-quantizer 0.10: convolution weights of more than 32 MiB.
+"""Mends for ai-edge-quantizer 0.10: large convolution weights, and memory for large pictures.
 
-Above that size it quantises in pieces of a matrix, but spreads the scales of a rank-4 weight over
-that matrix as they are, which numpy refuses. Giving weight and scales the same two axes first
-changes nothing else: same values, same pieces.
+Convolution weights of more than 32 MiB: above that size it quantises in pieces of a matrix, but
+spreads the scales of a rank-4 weight over that matrix as they are, which numpy refuses. Giving
+weight and scales the same two axes first changes nothing else: same values, same pieces.
+
+Ranges: given those of activations, it looks through them for empty ones with an interpreter that
+allocates every tensor of the graph at once, gigabytes for a decoder. Ours are never empty.
 """
 
 from __future__ import annotations
@@ -26,6 +29,11 @@ def big_convolutions_quantise() -> Iterator[None]:
         yield
     finally:
         module.uniform_quantize = original
+
+
+def keep_tensors_apart(quantizer: Any) -> None:
+    """Let a `Quantizer` take ranges as they are."""
+    quantizer._ensure_model_qsv_sufficient = lambda ranges: None
 
 
 def _by_rows(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from nanoflux_export.targets.litert.encoding import DTYPES, Encoded, Form, Layout, decode
+from nanoflux_export.targets.litert.encoding import BITS, Encoded, Form, Layout, decode
 from nanoflux_export.targets.litert.flatbuffer import TYPES, content, unpacked
 from nanoflux_export.targets.litert.link import LAYOUTS
 from nanoflux_export.targets.litert.model_file import read_model
@@ -33,11 +33,15 @@ def stored(path: Path) -> Callable[[str], np.ndarray]:
     layouts = _layouts(path, model, data)
     found: dict[str, Callable[[], np.ndarray]] = {}
     try:
-        for tensor in (tensor for graph in model.subgraphs for tensor in graph.tensors):
+        for of, tensor in (
+            (graph, tensor) for graph in model.subgraphs for tensor in graph.tensors
+        ):
             name = (tensor.name or b"").decode()
             if name in layouts and name not in found:
                 held = content(model.buffers[tensor.buffer], data)
-                found[name] = partial(_read, _form(name, tensor, layouts[name]), tensor, held)
+                form = _form(name, tensor, layouts[name])
+                scales = _scales(form, tensor.quantization, of, model, data)
+                found[name] = partial(decode, form, Encoded(held[: form.bytes], scales))
     except ValueError as error:
         raise _refusal(path, str(error)) from error
     if missing := sorted(layouts.keys() - found.keys()):
@@ -45,9 +49,16 @@ def stored(path: Path) -> Callable[[str], np.ndarray]:
     return lambda name: found[name]()
 
 
-def _read(form: Form, tensor: Any, held: np.ndarray) -> np.ndarray:
-    scales = tensor.quantization.scale if form.scales else np.zeros(0, np.float32)
-    return decode(form, Encoded(held[: form.bytes].view(DTYPES[form.dtype]), scales))
+def _scales(form: Form, grid: Any, graph: Any, model: Any, data: mmap.mmap) -> np.ndarray:
+    """A weight's scales; ValueError where there are not as many as it has blocks."""
+    if not form.block:
+        return grid.scale if form.scales else np.zeros(0, np.float32)
+    place = grid.details.scales
+    tensor = graph.tensors[place] if 0 <= place < len(graph.tensors) else None
+    held = np.zeros(0, np.uint8) if tensor is None else content(model.buffers[tensor.buffer], data)
+    if held.nbytes * form.block != np.dtype(np.float16).itemsize * math.prod(form.shape):
+        raise ValueError(f"{form.parameter} has {held.nbytes} bytes of scales for {form.shape}")
+    return held.view(np.float16).astype(np.float32)
 
 
 def _layouts(path: Path, model: Any, data: mmap.mmap) -> dict[str, Layout]:
@@ -70,10 +81,15 @@ def _layout(shape: list[int], axes: list[int]) -> Layout:
 def _form(name: str, tensor: Any, layout: Layout) -> Form:
     """How a tensor stores a weight; ValueError where it does not fit."""
     dtype, grid, shape = TYPES[tensor.type], tensor.quantization, tuple(map(int, tensor.shape))
-    if dtype not in DTYPES or math.prod(shape) != math.prod(layout.shape):
+    if dtype not in BITS or math.prod(shape) != math.prod(layout.shape):
         raise ValueError(f"{name} is {dtype} {shape}, but the weight is {layout.shape}")
-    if dtype != "INT8":
+    if dtype.startswith("FLOAT"):
         return Form(name, layout, shape, dtype)
+    if (details := grid.details) is not None:
+        block = int(getattr(details, "blockSize", 0))
+        if block < 1 or shape[-1] % block:
+            raise ValueError(f"{name} has blocks of {block} for {shape}")
+        return Form(name, layout, shape, dtype, block=block)
     axis, scales = grid.quantizedDimension, len(grid.scale)
     if scales != 1 and not (axis < len(shape) and scales == shape[axis]):
         raise ValueError(f"{name} has {scales} scales for {shape}")

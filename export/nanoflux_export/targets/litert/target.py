@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanoflux_mobile.errors import InputError
-from nanoflux_mobile.spec import Component, DType, Scheme
+from nanoflux_mobile.spec import Attention, Component, ComponentName, DType, Scheme
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from nanoflux_export.compression.plan import Storage
     from nanoflux_export.graph import Finding, MobileGraph, Precision, Runner, Summary
     from nanoflux_mobile.cost import Cost
 
 NAME = "litert"
 SUFFIX = ".tflite"
-COMPUTE_UNIT = "gpu"
-SCHEMES = ("fp16", "int")
+PROFILES: Mapping[str, str] = {"gpu": "gpu", "cpu": "cpu"}
+ATTENTION: Attention = "batched"
 HALF_CONSTANTS = False
 PRECISIONS: tuple[Precision, ...] = ("fp32",)
 MAX_BYTES = 1_000_000_000
@@ -28,16 +29,35 @@ WIRES: DType = "float32"
 _TOOLS = ("ai-edge-litert", "ai-edge-quantizer", "litert-converter", "litert-torch", "torch")
 
 
+def nearest(scheme: Scheme, profile: str, component: ComponentName) -> tuple[Scheme, str]:
+    """How a wish is stored, and why otherwise; see `schemes.nearest`."""
+    from nanoflux_export.targets.litert import schemes
+
+    return schemes.nearest(scheme, profile, component)
+
+
+def choices(profile: str, component: ComponentName) -> tuple[str, ...]:
+    """What a budget chooses from; see `schemes.choices`."""
+    from nanoflux_export.targets.litert import schemes
+
+    return schemes.choices(profile, component)
+
+
+def resident_bits(scheme: Scheme, profile: str) -> float:
+    """As stored, but processors without half precision unpack to float32."""
+    return 32.0 if profile == "cpu" and scheme.kind == "fp16" else scheme.bits_per_weight
+
+
 def write(
     graph: MobileGraph,
-    scheme: Scheme,
+    storage: Storage,
     out: Path,
     on_segment: Callable[[int, int], None] = lambda done, of: None,
 ) -> None:
-    """Write the graph with its weights stored as `scheme` to `out`; see `write.write`."""
+    """Write the graph with its weights stored as told to `out`; see `write.write`."""
     from nanoflux_export.targets.litert import write as writing
 
-    writing.write(graph, scheme, out, on_segment)
+    writing.write(graph, storage, out, on_segment)
 
 
 def load(
@@ -59,11 +79,11 @@ def stored(path: Path) -> Callable[[str], np.ndarray]:
     return reading.stored(path)
 
 
-def lint(path: Path, component: str) -> tuple[Finding, ...]:
-    """What would leave the phone's GPU or slow it down; see `lint.lint`."""
+def lint(path: Path, component: str, profile: str = "") -> tuple[Finding, ...]:
+    """What a phone's processor would refuse or do slowly; see `lint.lint`."""
     from nanoflux_export.targets.litert import lint as linting
 
-    return linting.lint(path, component)
+    return linting.lint(path, component, profile)
 
 
 def cost(path: Path, component: str) -> Cost:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nanoflux_export import blocks
 from nanoflux_export.blocks import Value, file_cost
-from nanoflux_export.targets.onnx.lint import NPU_OPS
+from nanoflux_export.targets.onnx.lint_rules import NPU_OPS
 from nanoflux_export.targets.onnx.model_file import (
     DECODES,
     Graph,

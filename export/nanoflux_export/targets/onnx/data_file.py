@@ -20,12 +20,13 @@ from typing import BinaryIO
 import numpy as np
 from torch import Tensor, nn
 
+from nanoflux_export.compression.plan import Plan
 from nanoflux_export.compression.rounding import half, output_axes
 from nanoflux_mobile.errors import InputError
-from nanoflux_mobile.spec import Scheme
 
 FILE = "weights.bin"
-_SCHEMES = ("fp16", "int8")
+SCHEMES = ("fp16", "int8")
+"""How weights can be stored."""
 _INT8_MAX, _LEAST_BOUND = 127, 1e-9  # the grid of `rounding.rounded`
 _LARGE, _PAGE, _LINE = 1 << 20, 1 << 16, 64
 
@@ -58,15 +59,16 @@ class DataFile:
     """A weight file being written; `found` has every parameter so far by segment and name."""
 
     file: BinaryIO
-    scheme: Scheme
+    plan: Plan
     found: dict[tuple[str, str], Stored] = field(default_factory=dict)
     _places: dict[Hashable, Place] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse what ONNX graphs here do not store."""
-        if str(self.scheme) not in _SCHEMES:
-            known = ", ".join(_SCHEMES)
-            raise InputError(f"ONNX files cannot store weights as {self.scheme}; accepted: {known}")
+        for scheme in (self.plan.default, *self.plan.layers.values()):
+            if str(scheme) not in SCHEMES:
+                known = ", ".join(SCHEMES)
+                raise InputError(f"ONNX files cannot store weights as {scheme}; accepted: {known}")
 
     def put(self, weights: str, module: nn.Module) -> None:
         """Store what is not there yet of a segment's parameters and buffers.
@@ -83,7 +85,7 @@ class DataFile:
     def _stored(self, label: str, tensor: Tensor, axis: int | None) -> Stored:
         if axis is None:
             return Stored(self._add(tensor.numpy()))
-        if self.scheme.kind == "fp16":
+        if self.plan.of(label).kind == "fp16":
             return Stored(self._add(half(label, tensor).half().numpy()))
         codes, scale = on_grid(tensor, axis)
         return Stored(self._add(codes), self._add(scale), axis)

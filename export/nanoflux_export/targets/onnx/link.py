@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from nanoflux_export.compression.plan import Storage, plan_of
 from nanoflux_export.graph import Function, MobileGraph, Segment
 from nanoflux_export.targets.onnx.data_file import FILE, DataFile, Place, Stored
 from nanoflux_export.targets.onnx.trace import OPSET, Edge, Form, make_form
 from nanoflux_mobile.errors import NanofluxError
-from nanoflux_mobile.spec import Scheme, TensorSpec
+from nanoflux_mobile.spec import TensorSpec
 from nanoflux_mobile.storage import staged_folder, write_file
 
 IR_VERSION = 9
@@ -28,7 +29,7 @@ _VALUES, _SCALE = "stored", "scale"
 
 def write(
     graph: MobileGraph,
-    scheme: Scheme,
+    storage: Storage,
     out: Path,
     on_segment: Callable[[int, int], None] = lambda done, of: None,
 ) -> None:
@@ -47,7 +48,7 @@ def write(
     total, done = sum(len(f.segments) for f in graph.functions.values()), 0
     with staged_folder(out) as stage:
         with (stage / FILE).open("xb") as file:
-            data, models = DataFile(file, scheme), {}
+            data, models = DataFile(file, plan_of(storage)), {}
             for name, function in graph.functions.items():
                 linked = _Linked(data, graph.forms, function)
                 for index, segment in enumerate(function.segments):

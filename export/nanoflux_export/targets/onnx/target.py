@@ -8,24 +8,25 @@ ONNX tool expects.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanoflux_mobile.errors import InputError
-from nanoflux_mobile.spec import Component, DType, Scheme
+from nanoflux_mobile.spec import Attention, Component, ComponentName, DType, Kind, Scheme
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from nanoflux_export.compression.plan import Storage
     from nanoflux_export.graph import Finding, MobileGraph, Precision, Runner, Summary
     from nanoflux_mobile.cost import Cost
 
 NAME = "onnx"
 SUFFIX = ".onnx"
-COMPUTE_UNIT = "npu"
-SCHEMES = ("fp16", "int")
+PROFILES: Mapping[str, str] = {"npu": "npu"}
+ATTENTION: Attention = "batched"
 HALF_CONSTANTS = False
 PRECISIONS: tuple[Precision, ...] = ("fp32",)
 MAX_BYTES = 2 << 30
@@ -35,16 +36,34 @@ WIRES: DType = "float32"
 _TOOLS = ("onnx", "onnxruntime", "torch")
 
 
+def nearest(scheme: Scheme, profile: str, component: ComponentName) -> tuple[Scheme, str]:
+    """How a wish is stored, and why otherwise; see `Target.nearest`."""
+    kind: Kind = "fp16" if scheme.kind == "fp16" else "int"
+    stored = Scheme(kind, 16 if kind == "fp16" else 8, rank=scheme.rank)
+    met = scheme in (stored, Scheme("bits", 8))
+    return stored, "" if met else "ONNX files are written with fp16 and int8 weights only"
+
+
+def choices(profile: str, component: ComponentName) -> tuple[str, ...]:
+    """What a budget chooses from."""
+    return ("int8", "fp16")
+
+
+def resident_bits(scheme: Scheme, profile: str) -> float:
+    """Weights are made float32 as the model is loaded."""
+    return 32
+
+
 def write(
     graph: MobileGraph,
-    scheme: Scheme,
+    storage: Storage,
     out: Path,
     on_segment: Callable[[int, int], None] = lambda done, of: None,
 ) -> None:
-    """Write the graph with its weights stored as `scheme` to `out`; see `link.write`."""
+    """Write the graph with its weights stored as told to `out`; see `link.write`."""
     from nanoflux_export.targets.onnx import link
 
-    link.write(graph, scheme, out, on_segment)
+    link.write(graph, storage, out, on_segment)
 
 
 def stored(path: Path) -> Callable[[str], np.ndarray]:
@@ -65,7 +84,7 @@ def load(
     return run.load(path, component, function=function)
 
 
-def lint(path: Path, component: str) -> tuple[Finding, ...]:
+def lint(path: Path, component: str, profile: str = "") -> tuple[Finding, ...]:
     """What would leave the NPU or be changed by it; see `lint.lint`."""
     from nanoflux_export.targets.onnx import lint as linting
 

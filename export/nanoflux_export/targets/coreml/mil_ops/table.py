@@ -17,6 +17,7 @@ from nanoflux_export.targets.coreml.mil_ops import (
     elementwise,
     matrix,
     movement,
+    quantization,
     reduction,
 )
 
@@ -40,4 +41,5 @@ OPS: Mapping[str, MilOp] = {
     **_ops_of(reduction),
     **_ops_of(convolution),
     **_ops_of(matrix),
+    **_ops_of(quantization),
 }

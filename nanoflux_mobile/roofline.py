@@ -16,8 +16,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from nanoflux_benchmarks.device import Device, Fact, Kind, Unit
 from nanoflux_mobile.cost import BlockCost
+from nanoflux_mobile.device import Device, Fact, Kind, Unit
 from nanoflux_mobile.errors import InputError
 
 Guess = Literal["fast", "likely", "slow"]

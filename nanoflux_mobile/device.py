@@ -12,7 +12,7 @@ from nanoflux_mobile import shipped_toml
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.strict_json import from_plain
 
-SHIPPED = resources.files("nanoflux_benchmarks") / "devices"
+SHIPPED = resources.files("nanoflux_mobile") / "devices"
 Kind = Literal["neural_engine", "hexagon", "gpu", "other"]
 
 
