@@ -236,6 +236,11 @@ class Suppression:
         if not self.reason.strip():
             raise ValueError(f"the suppression of {self.rule} in {self.component} gives no reason")
 
+    @property
+    def engine(self) -> str:
+        """The processor the rule is about: what stands before the slash, a profile of a target."""
+        return self.rule.partition("/")[0]
+
 
 @dataclass(frozen=True)
 class Recipe:

@@ -121,5 +121,5 @@ def describe(
         files=artifacts(folder),
         unmet=tuple(unmet for plan in plans for unmet in plan.unmet),
         hazards=tuple(hazard for plan in plans for hazard in plan.hazards),
-        suppress=recipe.suppress,
+        suppress=tuple(one for one in recipe.suppress if one.engine in target.PROFILES),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,7 @@ def with_every_weight(parts: Any, change: Callable[[Weights], Weights]) -> Any:
 def check_recipe(student: Student, recipe: Recipe) -> None:
     """Refuse, before any work, a recipe that does not cover exactly the student's graphs."""
     names = [graph.name for graph in student.graphs]
+    _check_suppressions(recipe, names)
     for target_name, wanted in recipe.targets.items():
         where = f"recipe {recipe.name}, targets.{target_name}"
         if sorted(wanted.components) != sorted(names):
@@ -86,6 +87,17 @@ def check_recipe(student: Student, recipe: Recipe) -> None:
         if wanted.profile and wanted.profile not in profiles:
             raise InputError(
                 f"{where}.profile is {wanted.profile!r}; {target_name} has {', '.join(profiles)}"
+            )
+
+
+def _check_suppressions(recipe: Recipe, components: Sequence[str]) -> None:
+    engines = [name for target in recipe.targets for name in target_named(target).PROFILES]
+    for one in recipe.suppress:
+        if one.engine not in engines or one.component not in components:
+            raise InputError(
+                f"recipe {recipe.name} suppresses {one.rule} in {one.component}; rules here begin "
+                f"with {', '.join(f'{name}/' for name in engines)}, and components are "
+                f"{', '.join(components)}"
             )
 
 

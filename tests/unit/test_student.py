@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nanoflux_export.recipe import load_recipe, with_loras
-from nanoflux_export.student import Student, make_student
+from nanoflux_export.student import Student, check_recipe, make_student
 from nanoflux_mobile.errors import InputError
-from nanoflux_mobile.spec import Recipe
+from nanoflux_mobile.spec import Recipe, Suppression
 
 LAYER = "transformer_blocks.0.attn.to_q"
 
@@ -103,3 +103,16 @@ def test_weights_that_are_no_numbers_are_refused_unless_asked_for(
     mended = make_student(checkpoint, dataclasses.replace(recipe, non_finite="zero"))
     assert weight(mended)[0, 0] == 0
     assert weight(mended).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("rule", "component"), [("and/io-last-axis", "decoder"), ("ane/io-last-axis", "decode")]
+)
+def test_a_suppression_of_nothing_is_refused(
+    micro_checkpoint: Path, rule: str, component: str
+) -> None:
+    """A slip of the pen must not let a finding pass, nor stand there without effect."""
+    wrong = Suppression(rule, component, "because")
+    recipe = dataclasses.replace(load_recipe("tiny-small"), suppress=(wrong,))
+    with pytest.raises(InputError, match=r"suppresses .*; rules here begin with ane/, gpu/, cpu/"):
+        check_recipe(make_student(micro_checkpoint, recipe), recipe)

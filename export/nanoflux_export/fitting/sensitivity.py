@@ -33,6 +33,7 @@ __all__ = [
     "Store",
     "Stored",
     "damage_of",
+    "damages",
     "measure",
     "outputs",
     "spread",
@@ -133,13 +134,25 @@ def damage_of(
     """
     wanted = plain or outputs(graph, calibration, {}, store, most_inputs=most_inputs)
     got = outputs(graph, calibration, schemes, store, most_inputs=most_inputs)
-    every = sum(len(calibration.inputs[graph.name, name]) for name in graph.functions)
-    damage, signal = 0.0, 0.0
-    for name, those in wanted.items():
-        share = len(calibration.inputs[graph.name, name]) / every
-        errors = [a - b for a, b in zip(got[name], those, strict=True)]
-        damage, signal = damage + share * _mean_square(errors), signal + share * _mean_square(those)
-    return damage if math.isfinite(damage) else math.inf, signal
+    return math.fsum(damages(got, wanted, calibration, graph)), math.fsum(
+        damages(wanted, {}, calibration, graph)
+    )
+
+
+def damages(
+    got: Outputs, wanted: Outputs, calibration: Calibration, graph: MobileGraph
+) -> list[float]:
+    """What every input has of the damage: they add up to it. Against nothing it is the signal."""
+    runs = {name: len(calibration.inputs[graph.name, name]) for name in got}
+    parts = []
+    for name, those in got.items():
+        share = runs[name] / sum(runs.values()) / len(those)
+        errors = those
+        if name in wanted:
+            errors = [a - b for a, b in zip(those, wanted[name], strict=True)]
+        means = [share * one.double().square().mean().item() for one in errors]
+        parts += [mean if math.isfinite(mean) else math.inf for mean in means]
+    return parts
 
 
 @torch.inference_mode()
