@@ -91,6 +91,17 @@ class ComponentEntry:
             raise ValueError(f"{self.name} has no chunk")
 
     @property
+    def stored(self) -> str:
+        """How its weights are stored, in a word: the scheme, or that there are several."""
+        return "mixed" if self.layers else self.scheme
+
+    @property
+    def bits(self) -> float:
+        """Nominal bits of a weight, the mean over `layers` where there are any."""
+        schemes = [parse_scheme(text) for text in self.layers.values() or (self.scheme,)]
+        return sum(scheme.bits_per_weight for scheme in schemes) / len(schemes)
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of all its files."""
         return sum(chunk.weight_bytes for chunk in self.chunks)

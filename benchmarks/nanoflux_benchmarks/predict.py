@@ -34,7 +34,6 @@ from nanoflux_mobile.roofline import (
     widened,
     work,
 )
-from nanoflux_mobile.spec import parse_scheme
 
 UNITS: Mapping[str, UnitName] = {"cpuAndNeuralEngine": "npu", "gpu": "gpu"}
 PLATFORMS: Mapping[str, tuple[str, ...]] = {"coreml": ("ios",), "litert": ("android",)}
@@ -75,7 +74,7 @@ def plan_of(manifest: Manifest) -> Plan:
         target=manifest.target,
         steps=len(manifest.sigmas) - 1,
         units={name: UNITS[unit] for name, unit in units.items()},
-        weight_bits={e.name: parse_scheme(e.scheme).bits for e in manifest.components},
+        weight_bits={e.name: e.bits for e in manifest.components},
         resident=tuple((step.component, step.peak_bytes) for step in manifest.memory_plan),
         low_steps=manifest.low_steps,
     )

@@ -26,7 +26,7 @@ class Plan:
     target: str
     steps: int
     units: Mapping[str, UnitName]
-    weight_bits: Mapping[str, int]
+    weight_bits: Mapping[str, float]
     resident: tuple[tuple[str, int], ...]
     low_steps: int = 0
 

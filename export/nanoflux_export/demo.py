@@ -12,6 +12,7 @@ from nanoflux_export.recipe import load_recipe
 from nanoflux_export.report_html import Report, Row, render
 from nanoflux_export.student import make_student
 from nanoflux_export.work import Journal
+from nanoflux_mobile.cost import read_cost
 from nanoflux_mobile.evaluate.grids import side_by_side
 from nanoflux_mobile.storage import write_file
 
@@ -63,6 +64,7 @@ def run(out: Path, journal: Journal) -> Demo:
         rows,
         tuple(bundle.manifest for bundle in bundles),
         tuple(journal.steps),
+        costs={bundle.path.name: read_cost(bundle.path) for bundle in bundles},
     )
     write_file(out / "report.html", render(report))
     return Demo(bundles, out / "report.html", grid)

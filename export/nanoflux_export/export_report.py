@@ -14,6 +14,7 @@ from nanoflux_export.pictures import open_painter, paint
 from nanoflux_export.pipeline import Exported
 from nanoflux_export.report_html import Report, Row, render
 from nanoflux_export.work import Journal
+from nanoflux_mobile.cost import read_cost
 from nanoflux_mobile.spec import Recipe
 from nanoflux_mobile.storage import write_file
 
@@ -31,6 +32,7 @@ def write_report(recipe: Recipe, bundles: Sequence[Exported], out: Path, journal
         tuple(bundle.manifest for bundle in bundles),
         tuple(journal.steps),
         tuple(fit for bundle in bundles for fit in bundle.fits),
+        {bundle.path.name: read_cost(bundle.path) for bundle in bundles},
     )
     path = out / f"{recipe.name}-report.html"
     write_file(path, render(report))

@@ -21,7 +21,7 @@ from nanoflux_mobile.checkpoint import TRANSFORMER, Checkpoint, open_checkpoint
 from nanoflux_mobile.cost import FILE as COST
 from nanoflux_mobile.cost import Cost, read_cost
 from nanoflux_mobile.errors import InputError
-from nanoflux_mobile.manifest import FILE, Manifest
+from nanoflux_mobile.manifest import FILE, ComponentEntry, Manifest
 from nanoflux_mobile.sizing import Sizes, folded
 from nanoflux_mobile.variants import Variant
 from nanoflux_mobile.weight_files import READERS
@@ -238,6 +238,13 @@ def _macs(cost: Cost, component: str) -> str:
     )
 
 
+def _schemes(entry: ComponentEntry) -> str:
+    """Its scheme, or how many layers have which."""
+    if not entry.layers:
+        return entry.scheme
+    return _counts(dict(Counter(entry.layers.values()).most_common()))
+
+
 def _bundle_facts(manifest: Manifest, cost: Cost | None) -> list[tuple[str, str]]:
     lines = [
         ("recipe", f"{manifest.recipe.name} ({manifest.recipe.digest[:12]})"),
@@ -247,7 +254,7 @@ def _bundle_facts(manifest: Manifest, cost: Cost | None) -> list[tuple[str, str]
         ("image", f"{manifest.canvas.image_side} px"),
     ]
     for entry in manifest.components:
-        told = f"{entry.scheme}, {entry.weight_bytes:,} bytes, {entry.compute_unit}"
+        told = f"{_schemes(entry)}, {entry.weight_bytes:,} bytes, {entry.compute_unit}"
         told += f", {_macs(cost, entry.name)}" if cost else ""
         lines.append((entry.name, told))
     peak = max(step.peak_bytes for step in manifest.memory_plan)

@@ -5,20 +5,22 @@ The page holds its pictures and its style, asks nothing of the network and needs
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import resources
 
 from nanoflux_export.console import size
 from nanoflux_export.fitting.fit import Fit
 from nanoflux_export.report.gallery import Row, gallery
-from nanoflux_export.report.notes import lint_table, provenance
+from nanoflux_export.report.notes import lint_table, provenance, remark_list
 from nanoflux_export.report.parity_chart import headline, margins, parity_chart
 from nanoflux_export.report.sensitivity_chart import Fitted, sensitivity_charts
 from nanoflux_export.report.sizes import bundle_bytes, memory_plan, size_table
 from nanoflux_export.report.stages import stage_chart, total_text
 from nanoflux_export.report.words import bundle_name, count
+from nanoflux_export.report.work_table import work_table
 from nanoflux_export.work import Step
+from nanoflux_mobile.cost import Cost
 from nanoflux_mobile.manifest import Manifest
 from nanoflux_mobile.markup import Markup, document, element, join, spaced
 
@@ -41,8 +43,9 @@ _NAVIGATION = {
 
 @dataclass(frozen=True)
 class Report:
-    """What a page tells: pictures by prompt, a manifest per bundle, the steps of the run, and how
-    layers were chosen where a budget chose them.
+    """What a page tells: pictures by prompt, a manifest per bundle, the steps of the run.
+
+    fits: how layers were chosen where a budget chose them; costs: of bundles, by their names.
     """
 
     title: str
@@ -51,6 +54,7 @@ class Report:
     manifests: tuple[Manifest, ...]
     steps: tuple[Step, ...]
     fits: tuple[Fit, ...] = ()
+    costs: Mapping[str, Cost] = field(default_factory=dict)
 
 
 def render(report: Report) -> str:
@@ -60,10 +64,12 @@ def render(report: Report) -> str:
         _header(report),
         element(
             "main",
-            gallery(report.rows) if report.rows else "",
+            gallery(report.rows),
             parity_chart(report.manifests),
             size_table(report.manifests),
             sensitivity_charts(tuple(map(_fitted, report.fits))),
+            remark_list(report.manifests),
+            work_table(report.costs),
             stage_chart(report.steps),
             lint_table(report.manifests),
             memory_plan(report.manifests),

@@ -7,6 +7,7 @@ from itertools import groupby
 
 from nanoflux_export.console import size
 from nanoflux_export.findings import places
+from nanoflux_export.remarks import remarks
 from nanoflux_export.report.words import bundle_name, listing
 from nanoflux_mobile.manifest import Finding, Manifest
 from nanoflux_mobile.markup import Markup, block, element, head, join, scroller, section, spaced
@@ -28,6 +29,20 @@ def lint_table(manifests: Sequence[Manifest]) -> Markup:
         groups.setdefault((manifest.target, manifest.lint), []).append(bundle_name(manifest))
     blocks = [_findings(listing(names), found) for (_, found), names in groups.items()]
     return section("lint", "Lint", lead, *blocks)
+
+
+def remark_list(manifests: Sequence[Manifest]) -> Markup:
+    """The section of what bundles say of themselves; empty where all is as it was asked for."""
+    told = {bundle_name(manifest): list(remarks(manifest)) for manifest in manifests}
+    if not any(told.values()):
+        return Markup("")
+    lead = "What a target could not do as it was asked, and values near the end of half precision."
+    lists = [
+        join((element("h3", name), element("ul", *(element("li", text) for text in texts))))
+        for name, texts in told.items()
+        if texts
+    ]
+    return section("remarks", "Remarks", lead, *lists)
 
 
 def _findings(names: str, findings: Sequence[Finding]) -> Markup:

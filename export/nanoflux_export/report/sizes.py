@@ -49,7 +49,7 @@ def sizes_of(manifest: Manifest) -> tuple[Size, ...]:
     """Every graph of a bundle, then the whole of it."""
     name, group = bundle_name(manifest), (manifest.family, manifest.source_sha256, manifest.target)
     graphs = tuple(
-        Size((*group, entry.name), name, entry.scheme, entry.weight_bytes)
+        Size((*group, entry.name), name, entry.stored, entry.weight_bytes)
         for entry in manifest.components
     )
     schemes = {graph.scheme for graph in graphs}
