@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from nanoflux_export.console import console, gpu_table, parity_table, rows_table, watched
-from nanoflux_export.findings import COLUMNS, explain_finding, explain_unused, lint_errors, row
+from nanoflux_export.findings import explain_finding, explain_unused, lint_errors, told
 from nanoflux_mobile.strict_json import to_plain
 
 if TYPE_CHECKING:
@@ -247,7 +247,9 @@ def _print_inspection(path: Path, found: Inspection, lint: bool) -> None:
 
 
 def _print_lint(screen: Console, findings: Sequence[Finding]) -> None:
-    """A table of all, then the errors in words."""
-    screen.print(rows_table(COLUMNS, [tuple(map(escape, row(finding))) for finding in findings]))
+    """A list of all, then the errors in words."""
+    for finding in findings:
+        line, below = told(finding)
+        screen.print(f"{escape(line)}\n  [dim]{escape(below)}[/dim]")
     for error in lint_errors(findings):
         screen.print(f"[red]error[/red] {escape(explain_finding(error))}")

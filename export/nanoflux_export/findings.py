@@ -136,18 +136,13 @@ def places(finding: Finding) -> str:
     return ", ".join((*finding.ops, *[f"{more:,} more"] * (more > 0 and bool(finding.ops))))
 
 
-COLUMNS = ("component", "severity", "rule", "times", "where", "what happens, what mends it")
-"""What `row` tells of a finding."""
-
-
-def row(finding: Finding) -> tuple[str, ...]:
-    """A finding's line in a table of all."""
-    told = f"{finding.why}\n{finding.fix}"
-    if finding.suppressed:
-        told = f"{finding.why}\nthe recipe lets it pass: {finding.suppressed}"
+def told(finding: Finding) -> tuple[str, str]:
+    """A finding as a line and what stands below it, for a list of all."""
     severity = f"{finding.severity}, suppressed" if finding.suppressed else finding.severity
-    times = f"{finding.count:,}"
-    return finding.component, severity, finding.rule, times, places(finding), told
+    line = f"{severity}  {finding.component}  {finding.rule}  {_times(finding)}"
+    if finding.suppressed:
+        return line, f"{finding.why}; the recipe lets it pass: {finding.suppressed}"
+    return line, f"{finding.why}; {finding.fix}"
 
 
 def _times(finding: Finding) -> str:

@@ -1,4 +1,4 @@
-"""What becomes of findings: counted up, let pass with a reason, told in words, shown in a table."""
+"""What becomes of findings: counted up, let pass with a reason, told in words."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ import typer
 from nanoflux_export import commands, inspecting, verify
 from nanoflux_export.bundle import target_named
 from nanoflux_export.findings import (
-    COLUMNS,
     explain_finding,
     explain_unused,
     lint_errors,
     merged,
     places,
-    row,
+    told,
     unused,
     with_reasons,
 )
@@ -79,24 +78,24 @@ def test_a_finding_in_words(finding):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "where"),
     [
         ({}, "reshape_7, reshape_9, 1,232 more"),
         ({"count": 2}, "reshape_7, reshape_9"),
         ({"ops": ()}, ""),
     ],
 )
-def test_where_a_finding_is(finding, change, told):
-    assert places(finding(**change)) == told
+def test_where_a_finding_is(finding, change, where):
+    assert places(finding(**change)) == where
 
 
-def test_a_row_tells_severity_and_why_it_may_pass(finding):
-    shown = dict(zip(COLUMNS, row(finding()), strict=True))
-    assert (shown["severity"], shown["times"]) == ("error", "1,234")
-    assert shown["what happens, what mends it"] == "refused by Core ML\nreshape to four axes"
-    passed = dict(zip(COLUMNS, row(finding(suppressed="known")), strict=True))
-    assert passed["severity"] == "error, suppressed"
-    assert passed["what happens, what mends it"].endswith("lets it pass: known")
+def test_a_list_tells_severity_and_why_a_finding_may_pass(finding):
+    line, below = told(finding())
+    assert line == "error  denoiser  ane/rank  1,234 times (reshape_7, reshape_9)"
+    assert below == "refused by Core ML; reshape to four axes"
+    line, below = told(finding(suppressed="known"))
+    assert line.startswith("error, suppressed  ")
+    assert below == "refused by Core ML; the recipe lets it pass: known"
 
 
 def linted(monkeypatch, findings):
