@@ -26,7 +26,7 @@ from nanoflux_export.rewrites.head_attention import with_attention
 from nanoflux_export.rewrites.low_rank import with_low_rank
 from nanoflux_export.rewrites.scale_folding import find_folds, folded
 from nanoflux_export.student import Student
-from nanoflux_export.work import Journal
+from nanoflux_export.work import Journal, code_digest
 from nanoflux_mobile import manifest, plugins
 from nanoflux_mobile.device import load_device
 from nanoflux_mobile.spec import Budget, ComponentName, Recipe, Scheme, content_digest, parse_scheme
@@ -191,7 +191,7 @@ def _choices(layer: Layer, made: Plan, schemes: tuple[Scheme, ...]) -> tuple[Sch
 
 def _measured_by(desk: Desk, graph: MobileGraph) -> list[object]:
     """All that decides a measured damage beside the layer and the scheme."""
-    return [desk.activity.key, graph.name, desk.target.NAME, desk.target.HALF_CONSTANTS]
+    return [code_digest(), desk.activity.key, graph.name, desk.target.NAME]
 
 
 def _timing(desk: Desk, graph: MobileGraph, budget: Budget) -> StepTime:

@@ -23,6 +23,7 @@ from tokenizers import Tokenizer
 import nanoflux_export
 import nanoflux_mobile
 from nanoflux_export.bundle import open_bundle
+from nanoflux_export.export_report import write_report
 from nanoflux_export.golden import draw_request
 from nanoflux_export.pictures import open_painter
 from nanoflux_export.pipeline import WORK, Exported, export
@@ -319,3 +320,16 @@ def test_the_manifest_is_read_back_as_it_was_written(micro) -> None:
         manifest = read_manifest(path)
         assert isinstance(manifest, Manifest)
         assert manifest.created_by == f"nanoflux-mobile {nanoflux_mobile.__version__}"
+
+
+def test_an_export_leaves_a_page_of_its_bundles(micro, tmp_path: Path) -> None:
+    """Pictures by PyTorch and by every bundle's files, their agreement, and what they cost."""
+    bundles = [Exported(path, read_manifest(path)) for path in micro.bundles.values()]
+    page = write_report(load_recipe(str(micro.recipe)), bundles, tmp_path, Journal())
+    text = page.read_text("utf-8")
+    assert text.count("data:image/png;base64,") == 2 * len(bundles) + 1  # and what differs, 8 times
+    for bundle in bundles:
+        assert bundle.path.name in text
+        assert bundle.manifest.digest in text
+    assert ">Work<" in text
+    assert list(tmp_path.iterdir()) == [page]
