@@ -22,6 +22,10 @@ def toolchains() -> Path:
     return Path(os.environ.get("NANOFLUX_TOOLCHAINS", "~/.cache/nanoflux-toolchains")).expanduser()
 
 
+PLACE = toolchains()
+"""That folder, before the tests of adb give themselves another home."""
+
+
 def missing(what: str, how: str) -> None:
     """Skip for want of a tool, or fail where all of them are required."""
     end = pytest.fail if os.environ.get("NANOFLUX_REQUIRE") == "all" else pytest.skip
@@ -44,9 +48,10 @@ def adbd_root() -> Path:
 def vulkan() -> Iterator[None]:
     """A Vulkan driver: the one that the environment names, or what vulkan.sh unpacked."""
     gpu = pytest.importorskip("nanoflux_export.targets.litert.gpu")
-    if gpu.driver() is None:
-        missing("a Vulkan driver is not here", str(HERE / "vulkan.sh"))
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NANOFLUX_TOOLCHAINS", str(PLACE))
+        if gpu.driver() is None:
+            missing("a Vulkan driver is not here", str(HERE / "vulkan.sh"))
         # Mesa's driver in software compiles a shader for each op: small graphs run long before
         # optimising would pay. The same numbers come out.
         patch.setenv("GALLIVM_PERF", "nopt")
