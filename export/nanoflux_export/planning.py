@@ -174,6 +174,7 @@ def _fitted(desk: Desk, graph: MobileGraph, made: Plan, budget: Budget) -> Fit:
     stats = desk.activity.stats(graph)
     question = Question(
         graph=graph,
+        target=target.NAME,
         calibration=desk.activity.calibration(),
         layers=layers,
         choices={one.name: _choices(one, made, schemes) for one in layers},

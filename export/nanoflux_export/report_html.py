@@ -83,7 +83,7 @@ def render(report: Report) -> str:
 
 
 def _fitted(fit: Fit) -> Fitted:
-    return Fitted(fit.component, fit.sensitivity, fit.schemes)
+    return Fitted(f"{fit.component}, {fit.target}", fit.sensitivity, fit.schemes)
 
 
 def _header(report: Report) -> Markup:

@@ -60,7 +60,7 @@ def _save_chunk(
     journal: Journal,
 ) -> SavedChunk:
     package = f"{name}{target.SUFFIX}"
-    said = f"{target.NAME}: write {name} as {planned.plan.default}"
+    said = f"{target.NAME}: write {name} as {planned.plan}"
 
     def make(folder: Path) -> None:
         target.write(chunk, planned.plan, folder / package, journal.part)

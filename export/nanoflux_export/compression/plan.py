@@ -40,6 +40,10 @@ class Plan:
         """The scheme of a layer."""
         return self.layers.get(layer, self.default)
 
+    def __str__(self) -> str:
+        """How layers are stored, in a word."""
+        return "mixed" if self.layers else str(self.default)
+
     def most_bits(self, weights: str) -> float:
         """The most bits that a weight of a segment takes, by its `Segment.weights`."""
         own = (s for name, s in self.layers.items() if name.startswith(f"{weights}/"))

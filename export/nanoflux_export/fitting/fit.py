@@ -26,6 +26,7 @@ from nanoflux_mobile.spec import Budget, ComponentName, Scheme
 class Question:
     """A graph whose layers are to be stored within a budget, and how its damages are found.
 
+    target: whose schemes they are.
     choices: the schemes each layer may get, one where a recipe fixed it.
     resident_bits: bits of a weight in memory while the graph runs, by scheme.
     timing: seconds by bytes of weights, where time is limited.
@@ -33,6 +34,7 @@ class Question:
     """
 
     graph: MobileGraph
+    target: str
     calibration: Calibration
     layers: Sequence[Layer]
     choices: Mapping[str, Sequence[Scheme]]
@@ -51,6 +53,7 @@ class Fit:
     """
 
     component: ComponentName
+    target: str
     budget: Budget
     sensitivity: Sensitivity
     solution: Solution
@@ -81,7 +84,7 @@ def fit(asked: Question, budget: Budget, journal: Journal) -> Fit:
     with journal.step(f"choose the schemes of {graph.name}, and look around the choice"):
         best = refine(graph, inputs, rows, answer, store, journal=journal).best.solution
         real, _ = damage_of(graph, inputs, best.schemes, store)
-    return Fit(graph.name, budget, rows, best, rows.predicted(best.schemes), real)
+    return Fit(graph.name, asked.target, budget, rows, best, rows.predicted(best.schemes), real)
 
 
 def _solved(asked: Question, rows: Sensitivity, budget: Budget) -> Solution:
