@@ -28,8 +28,9 @@ class Verb:
 
 VERBS = (
     Verb("demo", "The whole way on the shipped tiny checkpoint.", "nanoflux_export.commands:demo"),
-    Verb("list", "Families, recipes and targets.", "nanoflux_export.commands:list_all"),
+    Verb("list", "Families, plans, recipes and targets.", "nanoflux_export.commands:list_all"),
     Verb("doctor", "What is installed, what is missing.", "nanoflux_export.commands:doctor"),
+    Verb("compress", "A teacher into a student, cut by cut.", "nanoflux_mobile.commands:compress"),
     Verb("export", "A checkpoint into phone bundles.", "nanoflux_export.commands:export"),
     Verb("verify", "Prove the files of a bundle right.", "nanoflux_export.commands:verify"),
     Verb("generate", "A picture from a prompt.", "nanoflux_export.commands:generate"),

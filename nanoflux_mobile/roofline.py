@@ -22,6 +22,9 @@ from nanoflux_mobile.errors import InputError
 
 Guess = Literal["fast", "likely", "slow"]
 GUESSES: tuple[Guess, ...] = ("fast", "likely", "slow")
+UnitName = Literal["npu", "gpu"]
+UNITS: Mapping[str, UnitName] = {"cpuAndNeuralEngine": "npu", "gpu": "gpu"}
+"""The unit of a device file behind what apps call a processor."""
 Array = NDArray[np.float64]
 
 BANDWIDTH_SHARE = 60.0 / 76.8
@@ -112,7 +115,7 @@ def work(blocks: Sequence[BlockCost]) -> Work:
     return Work(*(np.array([getattr(b, name) for b in blocks], np.float64) for name in names))
 
 
-def engine(device: Device, unit: Literal["npu", "gpu"], guess: Guess = "likely") -> Engine:
+def engine(device: Device, unit: UnitName, guess: Guess = "likely") -> Engine:
     """A unit of a device; `guess` says how to take what the device file leaves open.
 
     Raises:

@@ -9,9 +9,10 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from nanoflux_mobile.errors import InputError
 
@@ -57,12 +58,21 @@ def write_file(path: Path, data: bytes | str) -> None:
     Raises:
         InputError: the disk is full or the place cannot be written.
     """
+    write_with(path, lambda file: file.write(data.encode() if isinstance(data, str) else data))
+
+
+def write_with(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """`write_file` for what is too large to hold as bytes: `write` gets the open file.
+
+    Raises:
+        InputError: the disk is full or the place cannot be written.
+    """
     part = _beside(path, secrets.token_hex(4), "partial")
     with _explained(path, _FULL | _REFUSED):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with part.open("xb") as file:
-                file.write(data.encode() if isinstance(data, str) else data)
+                write(file)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, path)

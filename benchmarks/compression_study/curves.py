@@ -38,14 +38,12 @@ from nanoflux_export.fitting.sensitivity import (
     Outputs,
     Row,
     Sensitivity,
-    Store,
-    Stored,
     damage_of,
     measure,
     outputs,
-    storing,
 )
 from nanoflux_export.fitting.shortlists import worthwhile
+from nanoflux_export.fitting.stored import Store, Stored, storing
 from nanoflux_export.graph import MobileGraph
 from nanoflux_export.layers import Layer, layers_of
 from nanoflux_export.recipe import load_recipe

@@ -14,7 +14,6 @@ from nanoflux_benchmarks.prediction import (
     MemoryUse,
     Plan,
     Prediction,
-    UnitName,
 )
 from nanoflux_mobile.cost import FILE as COST_FILE
 from nanoflux_mobile.cost import BlockCost, Cost, read_cost
@@ -25,6 +24,7 @@ from nanoflux_mobile.roofline import (
     APP_SHARE,
     CALIBRATION,
     GUESSES,
+    UNITS,
     Engine,
     Guess,
     Range,
@@ -35,7 +35,6 @@ from nanoflux_mobile.roofline import (
     work,
 )
 
-UNITS: Mapping[str, UnitName] = {"cpuAndNeuralEngine": "npu", "gpu": "gpu"}
 PLATFORMS: Mapping[str, tuple[str, ...]] = {"coreml": ("ios",), "litert": ("android",)}
 VALUE_SHARE: Mapping[str, float] = {"coreml": 1.0, "litert": 0.5}
 """Bytes of a value on the phone over those in the file: LiteRT's float32 runs in half precision."""

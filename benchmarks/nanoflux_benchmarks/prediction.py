@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from nanoflux_mobile.roofline import Range
+from nanoflux_mobile.roofline import Range, UnitName
 
-UnitName = Literal["npu", "gpu"]
 Limit = Literal["compute", "memory bandwidth", "dispatch", "crossings", "storage"]
 
 

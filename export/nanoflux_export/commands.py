@@ -60,23 +60,25 @@ def made_plain(bundles: Iterable[Any], **more: str) -> dict[str, Any]:
 
 
 def list_all(as_json: AsJson = False) -> None:
-    """Families, variants, recipes and targets.
+    """Families, variants, plans, recipes and targets.
 
     Example: nanoflux list --json
     """
     from nanoflux_export.inspecting import OVERVIEW_COLUMNS, overview, overview_row
     from nanoflux_export.recipe import load_recipe, shipped
     from nanoflux_mobile import plugins, variants
+    from nanoflux_mobile.distill import plan
 
     screen = console()
     with screen.status("counting"):
         sizes = {name: overview(name) for name in variants.names()}
+    plans = {name: plan.load(name) for name in plan.names()}
     recipes = {name: load_recipe(name) for name in shipped()}
     families = plugins.names("nanoflux_mobile.families")
     targets = plugins.names("nanoflux_export.targets")
     if as_json:
         found = {"families": families, "variants": sizes, "targets": targets, "recipes": recipes}
-        _print_json(found)
+        _print_json({**found, "plans": plans})
         return
     rows = [
         (name, recipe.family, ", ".join(sorted(recipe.targets)), recipe.summary)
@@ -87,6 +89,10 @@ def list_all(as_json: AsJson = False) -> None:
     table.columns[0].no_wrap = True
     screen.print(table)
     screen.print(rows_table(("recipe", "family", "targets", "what it is"), rows))
+    chains = [
+        (name, chain.family, str(len(chain.stages)), chain.summary) for name, chain in plans.items()
+    ]
+    screen.print(rows_table(("plan", "family", "stages", "what it is"), chains))
 
 
 def doctor(as_json: AsJson = False) -> None:

@@ -18,8 +18,8 @@ from nanoflux_export.fitting import activations
 from nanoflux_export.fitting.activity import Activity, samples_of
 from nanoflux_export.fitting.fit import Fit, Question, fit
 from nanoflux_export.fitting.half_safety import found_in
-from nanoflux_export.fitting.sensitivity import storing
 from nanoflux_export.fitting.step_time import StepTime, step_time
+from nanoflux_export.fitting.stored import storing
 from nanoflux_export.graph import MobileGraph, Target
 from nanoflux_export.layers import Layer, layers_of, resolved
 from nanoflux_export.rewrites.head_attention import with_attention
@@ -176,7 +176,6 @@ def _fitted(desk: Desk, graph: MobileGraph, made: Plan, budget: Budget) -> Fit:
         graph=graph,
         target=target.NAME,
         calibration=desk.activity.calibration(),
-        layers=layers,
         choices={one.name: _choices(one, made, schemes) for one in layers},
         store=storing(activations.importance(stats), half_constants=target.HALF_CONSTANTS),
         resident_bits=lambda scheme: target.resident_bits(scheme, desk.profile),

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from nanoflux_export.fitting.fit import Fit
+from nanoflux_export.rewrites.scale_folding import LIMIT
 from nanoflux_mobile.manifest import Hazard, Manifest, Unmet
-
-_LIMIT = 65504.0
 
 
 def remarks(manifest: Manifest) -> Iterator[str]:
@@ -22,7 +21,7 @@ def remarks(manifest: Manifest) -> Iterator[str]:
 
 
 def _danger(hazard: Hazard) -> str:
-    verb = "passes" if hazard.most > _LIMIT else "comes near"
+    verb = "passes" if hazard.most > LIMIT else "comes near"
     return (
         f"{hazard.component}: {hazard.op} {verb} the end of half precision with {hazard.most:.0f} "
         "of 65504, and no power of two can be moved there; keep the component in float32, or "

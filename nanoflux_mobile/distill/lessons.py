@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from nanoflux_mobile.data.captions import Claim, crowd, training_examples
+from nanoflux_mobile.data.folder import Pair, captions, drawn, picture
 from nanoflux_mobile.data.scenes import Scene, cells, render
 from nanoflux_mobile.tokenizer import CLIP_END, encode
 
@@ -42,11 +43,13 @@ class Words:
 
     unigram: Tokenizer
     bytepair: Tokenizer
+    text_tokens: int = TEXT_TOKENS
+    clip_tokens: int = CLIP_TOKENS
 
     def ids(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """int64 ids of captions: (B, T) for the T5 tower, (B, 24) for CLIP's."""
-        t5 = [encode(self.unigram, text, TEXT_TOKENS, "<pad>") for text in texts]
-        clip = [encode(self.bytepair, text, CLIP_TOKENS, CLIP_END) for text in texts]
+        """int64 ids of captions, long ones cut: (B, T) for the T5 tower, (B, U) for CLIP's."""
+        t5 = [encode(self.unigram, text, self.text_tokens, "<pad>") for text in texts]
+        clip = [encode(self.bytepair, text, self.clip_tokens, CLIP_END) for text in texts]
         return _rows(t5), _rows(clip)
 
 
@@ -92,3 +95,23 @@ class Claims(Dataset[tuple[Tensor, Tensor, Tensor]]):
         rows = list(itertools.islice(training_examples(self.seed * STRIDE + step), self.batch))
         truth = torch.tensor([self.answer(claim) for _, claim, _ in rows])
         return (*self.words.ids([text for text, _, _ in rows]), truth)
+
+
+class CaptionedFolder(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    """Batches of (pixels, T5 ids, CLIP ids) of pictures on disk; of several captions one is drawn.
+
+    Every picture is shown once before any is shown again.
+    """
+
+    def __init__(
+        self, seed: int, batch: int, words: Words, pairs: tuple[Pair, ...], side: int
+    ) -> None:
+        self.seed, self.batch, self.words = seed, batch, words
+        self.pairs, self.side = pairs, side
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:  # noqa: D105
+        places = drawn(len(self.pairs), self.seed, step, self.batch)
+        rows = [(self.pairs[i], rng) for i, rng in places]
+        shown = np.stack([picture(pair, self.side) for pair, _ in rows])
+        texts = [rng.choice(captions(pair)) for pair, rng in rows]
+        return (torch.from_numpy(shown), *self.words.ids(texts))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -25,8 +26,8 @@ from nanoflux_mobile.distill.tiny_teacher import Frozen, Pupil, new_pupil, train
 from nanoflux_mobile.distill.tiny_text import new_towers, train_text
 from nanoflux_mobile.distill.tiny_tokenizers import write_tokenizers
 from nanoflux_mobile.distill.tiny_vae import TINY_VAE, train_vae
-from nanoflux_mobile.distill.trainer import TrainConfig
-from nanoflux_mobile.errors import InputError
+from nanoflux_mobile.distill.trainer import TrainConfig, averaged_state, check_device
+from nanoflux_mobile.errors import InputError, NanofluxError
 from nanoflux_mobile.families.nanoflux import FluxParts, Networks, PooledText, load, save
 from nanoflux_mobile.models.vae import Autoencoder
 from nanoflux_mobile.tokenizer import load_tokenizer
@@ -60,9 +61,7 @@ def budget(device: str, teacher_steps: int, teacher_batch: int) -> Budget:
 
 def averaged(model: M, folder: Path) -> M:
     """`model` with the EMA weights of a training folder, frozen, on the CPU."""
-    stored = torch.load(folder / "last.pt", weights_only=True, map_location="cpu")["ema"]
-    weights = {k.removeprefix("module."): v for k, v in stored.items() if k != "n_averaged"}
-    model.load_state_dict(weights)
+    model.load_state_dict(averaged_state(folder))
     return model.eval().requires_grad_(False)
 
 
@@ -119,7 +118,8 @@ def go_on(start: Path, out: Path, plan: Budget) -> Path:
 
     Batches come from the next seed, so nothing is learned twice.
     """
-    parts = load(open_checkpoint(start))
+    checkpoint = open_checkpoint(start)
+    parts = load(checkpoint)
     if parts.clip is None:
         raise InputError(f"{start} is a Static-LN student; give its AdaLN teacher")
     frozen = Frozen(parts.vae, parts.text_encoder, parts.clip.tower)
@@ -127,7 +127,8 @@ def go_on(start: Path, out: Path, plan: Budget) -> Path:
     torch.manual_seed(SEED)
     pupil = Pupil(parts.denoiser.train().requires_grad_(True))
     folder, batch = out / "teacher", plan.teacher_batch
-    train_teacher(pupil, frozen, words, folder, batch, SEED + 1, plan.teacher)
+    digest = checkpoint.digest()
+    train_teacher(pupil, frozen, words, folder, batch, SEED + 1, plan.teacher, digest)
     return write_checkpoint(out, frozen, words)
 
 
@@ -142,7 +143,12 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help=told)
     given = parser.parse_args()
     plan = budget(given.device, given.teacher_steps, given.teacher_batch)
-    print(go_on(given.start, given.out, plan) if given.start else run(given.out, plan))
+    try:
+        check_device(given.device)
+        print(go_on(given.start, given.out, plan) if given.start else run(given.out, plan))
+    except NanofluxError as problem:
+        print(problem, file=sys.stderr)
+        sys.exit(problem.exit_code)
 
 
 if __name__ == "__main__":

@@ -188,8 +188,9 @@ def train_teacher(
     batch: int,
     seed: int,
     config: TrainConfig,
+    start: str = "",
 ) -> None:
-    """Train a teacher in place; resumes from `out`."""
+    """Train a teacher in place; resumes from `out`. `start` is the digest of what it began as."""
     for encoder in (frozen.vae, frozen.t5, frozen.clip):
         encoder.to(config.device)
     cos, sin = positions()
@@ -200,4 +201,6 @@ def train_teacher(
         phase = phase_of(step, config.steps)
         return flow_loss(pupil, encode_batch(frozen, lesson), rope, rng, phase)
 
-    train(pupil, CaptionedScenes(seed, batch, words, 0.1), loss_of, config, out)
+    lessons = CaptionedScenes(seed, batch, words, 0.1)
+    who = {"seed": seed, "batch": batch, "start": start}
+    train(pupil, lessons, loss_of, config, out, identity=who)

@@ -114,4 +114,5 @@ def train_text(words: Words, out: Path, batch: int, seed: int, config: TrainConf
         loss_clip, right_clip = _loss(by_clip, truth_BQ)
         return loss_t5 + loss_clip, {"t5_right": right_t5, "clip_right": right_clip}
 
-    train(model, Claims(seed, batch, words, answers), loss_of, config, out)
+    lessons, who = Claims(seed, batch, words, answers), {"seed": seed, "batch": batch}
+    train(model, lessons, loss_of, config, out, identity=who)

@@ -57,4 +57,5 @@ def train_vae(out: Path, batch: int, seed: int, config: TrainConfig) -> None:
         rate = min(1.0, 2.0 * step / config.steps) ** 2
         return vae_loss(model, unit(lesson[0]), rng, rate)
 
-    train(model, CrowdedScenes(seed, batch), loss_of, config, out)
+    lessons, who = CrowdedScenes(seed, batch), {"seed": seed, "batch": batch}
+    train(model, lessons, loss_of, config, out, identity=who)

@@ -1,19 +1,18 @@
-"""One training loop: warm-up and linear decay, EMA weights, a log, and exact resume.
+"""One training loop for everything that is trained here: exact resume, EMA, clean stops.
 
 A step's data and noise come from (seed, step) alone, so a run killed at any point and started
-again continues as if it had never stopped.
+again continues as if it had never stopped: on a CPU to the bit. What goes wrong on the way (a loss
+that is no number, a full disk) ends the run with its last good state in place.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import sys
+import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,17 +20,36 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
 from nanoflux_mobile.distill.muon import Muon
+from nanoflux_mobile.distill.run_files import (
+    LAST,
+    METRICS,
+    add_row,
+    check_identity,
+    clear_leftovers,
+    keep_rows,
+    read_state,
+    write_state,
+)
+from nanoflux_mobile.errors import CheckFailed, InputError, NanofluxError
 
 Lesson = tuple[Tensor, ...]
+LossOf = Callable[[Lesson, int], tuple[Tensor, dict[str, float]]]
+"""A batch and its step to the loss and figures for the log."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long and how fast; `ema` decays per step, `decay` is the share of steps cooling down."""
+    """How long and how fast.
+
+    steps: updates in all. lr: the peak, after `warmup` steps. cooling: "linear" falls over the last
+    `decay` share of the steps, "cosine" from the warm-up on, both to a hundredth of the peak.
+    ema: decay per step of the averaged weights. clip: largest norm of the gradient.
+    """
 
     steps: int
     lr: float
     warmup: int = 100
+    cooling: Literal["linear", "cosine"] = "linear"
     decay: float = 0.3
     weight_decay: float = 0.01
     ema: float = 0.999
@@ -43,57 +61,122 @@ class TrainConfig:
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Warm-up, plateau, then a straight line to a hundredth of the peak."""
+    """Warm-up, then down to a hundredth of the peak."""
+    warm = min(1.0, (step + 1) / max(1, config.warmup))
+    if config.cooling == "cosine":
+        done = max(0, step - config.warmup) / max(1, config.steps - config.warmup)
+        return config.lr * min(warm, 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
     cooling = max(1, int(config.steps * config.decay))
     left = max(config.steps - step, 0) / cooling
-    return config.lr * min(1.0, (step + 1) / config.warmup, max(left, 0.01))
+    return config.lr * min(warm, max(left, 0.01))
+
+
+def check_device(device: str) -> None:
+    """InputError for a device that torch does not know, or that this machine lacks."""
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"the device is {device!r}; give cpu or cuda") from error
+    present = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if wanted.type == "cpu" or (
+        present is not None
+        and wanted.type == present.type
+        and (wanted.index or 0) < torch.accelerator.device_count()
+    ):
+        return
+    raise InputError(f"torch finds no device {device!r} on this machine; give --device cpu")
+
+
+def half_precision(device: str) -> bool:
+    """Whether the forward pass runs in bfloat16: on GPUs that compute in it, not by emulation.
+
+    Everything else runs in float32; float16 would need its loss scaled.
+    """
+    return torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported(
+        including_emulation=False
+    )
 
 
 def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Muon for every kernel and matrix inside blocks, AdamW for the rest."""
-    inner = {n: p for n, p in model.named_parameters() if p.ndim >= 2 and "block" in n}
-    rest = [p for n, p in model.named_parameters() if n not in inner]
+    """Muon for kernels and matrices inside blocks, AdamW for the rest; frozen parts in none.
+
+    Muon is for maps from states to states. A Static-LN table is looked up, embeddings and the
+    last projection touch the data, and a depthwise kernel has one input a row: all AdamW's. Token
+    resamplers are AdamW's, too, a choice that was not compared: there are few of them, and they
+    start where the cut has put them, not at random.
+    """
+    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    inner = {n: p for n, p in named.items() if "block" in n and p.ndim >= 2 and p.shape[1] > 1}
+    rest = [p for n, p in named.items() if n not in inner]
     lr, decay = config.lr, config.weight_decay
-    return [
-        torch.optim.AdamW(rest, lr, betas=(0.9, 0.98), weight_decay=decay),
-        Muon(inner.values(), lr, decay),
-    ]
+    found: list[torch.optim.Optimizer] = []
+    if rest:
+        found.append(torch.optim.AdamW(rest, lr, betas=(0.9, 0.98), weight_decay=decay))
+    if inner:
+        found.append(Muon(inner.values(), lr, decay))
+    return found
 
 
-def _save(path: Path, state: dict[str, object]) -> None:
-    aside = path.with_suffix(".partial")
-    with aside.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+def freeze(model: nn.Module, frozen: Sequence[str]) -> None:
+    """No gradient for parameters whose names start with one of `frozen`, all others have one.
+
+    ValueError for a beginning that no parameter has.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for beginning in frozen:
+        if not any(name.startswith(beginning) for name in names):
+            raise ValueError(f"no parameter begins with {beginning!r}, so it cannot be frozen")
+    for name, p in model.named_parameters():
+        p.requires_grad_(not name.startswith(tuple(frozen)))
+        p.grad = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Run:
-    """Everything that a save has to hold."""
+    """Everything that a save has to hold; `saved` is the step of the last one."""
 
     model: nn.Module
     averaged: AveragedModel
     optimizers: list[torch.optim.Optimizer]
+    out: Path
+    saved: int = 0
 
-    def save(self, path: Path, step: int) -> None:
+    def save(self, step: int) -> None:
         models = {"model": self.model.state_dict(), "ema": self.averaged.state_dict()}
         stored = [optimizer.state_dict() for optimizer in self.optimizers]
-        _save(path, {"step": step, **models, "optimizers": stored})
+        write_state(self.out / LAST, {"step": step, **models, "optimizers": stored})
+        self.saved = step
 
-    def resume(self, path: Path, device: str) -> int:
+    def resume(self) -> None:
+        path = self.out / LAST
+        clear_leftovers(path)
         if not path.exists():
-            return 0
-        state = torch.load(path, weights_only=True, map_location=device)
-        self.model.load_state_dict(state["model"])
-        self.averaged.load_state_dict(state["ema"])
-        for optimizer, stored in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(stored)
-        return int(state["step"])
+            return
+        state = read_state(path)
+        try:
+            self.model.load_state_dict(state["model"])
+            self.averaged.load_state_dict(state["ema"])
+            for optimizer, stored in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(stored)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, KeyError, TypeError) as other:
+            raise InputError(
+                f"{path} is the state of another model; remove {self.out} to start again"
+            ) from other
+        self.saved = int(state["step"])
 
-    def update(self, lr: float, clip: float) -> None:
-        nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+    def kept(self) -> str:
+        if not self.saved:
+            return "no state was saved before"
+        return f"the state after step {self.saved} is whole in {self.out / LAST}"
+
+    def gradient(self, loss: Tensor, clip: float) -> float:
+        """Gradients of every trained parameter, clipped; returns their norm before that."""
+        loss.backward()
+        return float(nn.utils.clip_grad_norm_(self.model.parameters(), clip))
+
+    def update(self, lr: float) -> None:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -102,11 +185,25 @@ class _Run:
         self.averaged.update_parameters(self.model)
 
 
-def _batches(lessons: Dataset[Lesson], start: int, config: TrainConfig) -> Iterator[Lesson]:
-    loader = DataLoader(
-        lessons, batch_size=None, sampler=range(start, config.steps), num_workers=config.workers
-    )
+class _Told(Dataset[Any]):
+    """Lessons, or the error instead: a worker process would wrap it in its own traceback."""
+
+    def __init__(self, lessons: Dataset[Any]) -> None:
+        self.lessons = lessons
+
+    def __getitem__(self, step: int) -> Any:
+        try:
+            return self.lessons[step]
+        except NanofluxError as error:
+            return error
+
+
+def _batches(lessons: Dataset[Any], start: int, config: TrainConfig) -> Iterator[Lesson]:
+    steps = range(start, config.steps)
+    loader = DataLoader(_Told(lessons), batch_size=None, sampler=steps, num_workers=config.workers)
     for lesson in loader:
+        if isinstance(lesson, NanofluxError):
+            raise lesson
         tensors = lesson if isinstance(lesson, tuple | list) else (lesson,)
         yield tuple(tensor.to(config.device, non_blocking=True) for tensor in tensors)
 
@@ -114,40 +211,88 @@ def _batches(lessons: Dataset[Lesson], start: int, config: TrainConfig) -> Itera
 def train(
     model: nn.Module,
     lessons: Dataset[Any],
-    loss_of: Callable[[Lesson, int], tuple[Tensor, dict[str, float]]],
+    loss_of: LossOf,
     config: TrainConfig,
     out: Path,
+    *,
+    frozen: Sequence[str] = (),
+    identity: Mapping[str, Any] | None = None,
+    on_step: Callable[[int], None] = lambda step: None,
 ) -> nn.Module:
     """Train `model` in place and return its EMA copy.
 
-    `lessons[step]` is the batch of a step, `loss_of(batch, step)` its loss and figures for the
-    log. Writes `out/log.jsonl` (a line every `log_every` steps) and `out/last.pt`; a second call
-    with the same folder goes on from the last save. On a GPU the forward pass is bfloat16.
+    Writes `out/metrics.jsonl` (a row every `log_every` steps), `out/last.pt` and `out/run.json`;
+    a second call with the same folder goes on from the last save. On a GPU that computes in
+    bfloat16 the forward pass does.
+
+    Args:
+        model: what is trained, already on any device.
+        lessons: `lessons[step]` is the batch of a step.
+        loss_of: the loss of a batch and figures for the log.
+        config: how long and how fast.
+        out: the run's folder.
+        frozen: beginnings of names of parameters that stay as they are.
+        identity: what this run is of, beside `config`: digests, seeds, the batch. A folder that
+            was begun with another identity is refused.
+        on_step: called with the number of finished steps, for progress.
+
+    Raises:
+        InputError: the device is not there, the folder holds another run or a damaged state, or
+            the disk is full; the last two say what is whole.
+        CheckFailed: the loss or its gradient is no number any more; the last state stays.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    check_device(config.device)
+    check_identity(out, {**asdict(config), **(identity or {})})
     model.to(config.device)
+    freeze(model, frozen)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
-    run = _Run(model, averaged, make_optimizers(model, config))
-    start = run.resume(out / "last.pt", config.device)
-    kind = torch.device(config.device).type
-    began = saved_at = time.monotonic()
+    run = _Run(model, averaged, make_optimizers(model, config), out)
+    run.resume()
+    keep_rows(out / METRICS, run.saved)
+    on_step(run.saved)
+    try:
+        _take_steps(run, lessons, loss_of, config, on_step)
+    except NanofluxError as problem:
+        raise type(problem)(f"{problem}; {run.kept()}") from problem
+    trained: nn.Module = averaged.module
+    return trained
+
+
+def _take_steps(
+    run: _Run,
+    lessons: Dataset[Any],
+    loss_of: LossOf,
+    config: TrainConfig,
+    on_step: Callable[[int], None],
+) -> None:
+    start, began = run.saved, time.monotonic()
+    kind, half, saved_at = torch.device(config.device).type, half_precision(config.device), began
     for step, lesson in enumerate(_batches(lessons, start, config), start):
-        with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
+        with torch.autocast(kind, torch.bfloat16, enabled=half):
             loss, figures = loss_of(lesson, step)
-        loss.backward()
-        run.update(learning_rate(config, step), config.clip)
+        value, norm = loss.item(), run.gradient(loss, config.clip)
+        _check_finite(value, norm, step, run.out)
+        run.update(lr := learning_rate(config, step))
         last = step + 1 == config.steps
         if (step + 1) % config.log_every == 0 or last:
-            pace = (step + 1 - start) / (time.monotonic() - began)
-            _log(out, {"step": step + 1, "loss": loss.item(), **figures, "steps_per_s": pace})
+            pace = round((step + 1 - start) / (time.monotonic() - began), 4)
+            row = {"step": step + 1, "loss": value, **figures, "gradient": norm, "lr": lr}
+            add_row(run.out / METRICS, {**row, "steps_per_s": pace})
         if time.monotonic() - saved_at > config.save_every_s or last:
-            run.save(out / "last.pt", step + 1)
+            run.save(step + 1)
             saved_at = time.monotonic()
-    return averaged.module
+        on_step(step + 1)
 
 
-def _log(out: Path, row: dict[str, float]) -> None:
-    line = json.dumps({name: round(value, 5) for name, value in row.items()})
-    with (out / "log.jsonl").open("a") as log:
-        log.write(line + "\n")
-    print(f"{out.name}: {line}", file=sys.stderr, flush=True)
+def _check_finite(loss: float, norm: float, step: int, out: Path) -> None:
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise CheckFailed(
+            f"step {step + 1} of {out.name} has loss {loss:g} and gradient {norm:g}, so training "
+            "stopped; lower the learning rate and give another folder"
+        )
+
+
+def averaged_state(out: Path) -> dict[str, Tensor]:
+    """The EMA weights of a run's last save, by the names of its model; InputError without one."""
+    stored = read_state(out / LAST)["ema"]
+    return {k.removeprefix("module."): v for k, v in stored.items() if k != "n_averaged"}

@@ -25,3 +25,16 @@ class Rows(nn.Module):
     def forward(self, c_BD: Tensor) -> Tensor:
         """(B, D) -> (B, rows, D)."""
         return self.linear(F.silu(c_BD)).unflatten(1, (self.rows, -1))
+
+
+class SeparableConv(nn.Module):
+    """A 3x3 convolution per channel, then a 1x1 across them."""
+
+    def __init__(self, channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(channels, channels, 3, stride, 1, groups=channels, bias=False)
+        self.pointwise = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W), out as many channels and a stride-th of each side."""
+        return self.pointwise(self.depthwise(x))

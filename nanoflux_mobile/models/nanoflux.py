@@ -38,10 +38,10 @@ Rope = tuple[Tensor, Tensor]
 class FluxConfig:
     """Sizes of a FLUX transformer, by the names of diffusers' transformer/config.json.
 
-    The last three are ours. `static_steps`: 0 means AdaLN, n means a Static-LN table of n scheduled
+    The last four are ours. `static_steps`: 0 means AdaLN, n means a Static-LN table of n scheduled
     steps. `low_resolution_blocks`: the single blocks [start, stop) that low steps run at half the
     side, (0, 0) for none. `low_resolution_share`: how much of the sampling runs so, from its noisy
-    end.
+    end. `separable_resamplers`: whether the convolutions between both grids are separable.
     """
 
     in_channels: int
@@ -56,6 +56,7 @@ class FluxConfig:
     static_steps: int = 0
     low_resolution_blocks: tuple[int, int] = (0, 0)
     low_resolution_share: float = 0.5
+    separable_resamplers: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a RoPE split that leaves a head unfilled, and low blocks that do not exist."""
@@ -294,8 +295,9 @@ class NanoFlux(nn.Module):
             SingleBlock(cfg) for _ in range(cfg.num_single_layers)
         )
         if cfg.downsamples:
-            self.downsampler = Downsampler(cfg.width, adaln=not cfg.static_steps)
-            self.upsampler = Upsampler(cfg.width, adaln=not cfg.static_steps)
+            adaln, separable = not cfg.static_steps, cfg.separable_resamplers
+            self.downsampler = Downsampler(cfg.width, adaln, separable)
+            self.upsampler = Upsampler(cfg.width, adaln, separable)
         self.proj_out = nn.Linear(cfg.width, cfg.in_channels)
         if cfg.static_steps:
             shape = (cfg.static_steps, cfg.modulation_rows, cfg.width)

@@ -22,6 +22,8 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanoflux_mobile.models._blocks import SeparableConv
+
 
 @dataclass(frozen=True)
 class TinyDecoderConfig:
@@ -59,19 +61,6 @@ SNAPGEN_DECODER = TinyDecoderConfig(
     shift_factor=0.0609,
 )
 """The decoder of SnapGen's figures, on the latents of SD3."""
-
-
-class SeparableConv(nn.Module):
-    """A 3x3 convolution per channel, then a 1x1 across them."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
-        self.pointwise = nn.Conv2d(channels, channels, 1)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Same shape in and out."""
-        return self.pointwise(self.depthwise(x_BCHW))
 
 
 class ResidualBlock(nn.Module):

@@ -7,7 +7,7 @@ import pytest
 from nanoflux_mobile.cli import VERBS, Verb, main
 
 FROZEN = (
-    *("demo", "list", "doctor", "export", "verify", "generate", "inspect"),
+    *("demo", "list", "doctor", "compress", "export", "verify", "generate", "inspect"),
     *("predict", "bench", "gate"),
 )
 

@@ -34,7 +34,8 @@ def test_help_shows_an_example_and_every_option_in_words(cli, verb: str) -> None
 def test_list_says_what_there_is(cli) -> None:
     ended = cli("list", "--json")
     found = json.loads(ended.out)
-    assert (ended.code, sorted(found)) == (0, ["families", "recipes", "targets", "variants"])
+    kinds = ["families", "plans", "recipes", "targets", "variants"]
+    assert (ended.code, sorted(found)) == (0, kinds)
     assert "nanoflux" in found["families"]
     assert found["targets"] == ["coreml", "litert", "onnx"]
     assert {"tiny-fp16", "tiny-small"} <= set(found["recipes"])
@@ -42,6 +43,12 @@ def test_list_says_what_there_is(cli) -> None:
         assert recipe["name"] == name
         assert recipe["schema"] == "recipe/1"
         assert set(recipe["targets"]) <= set(found["targets"])
+    assert {"nanoflux", "tiny"} <= set(found["plans"])
+    for name, plan in found["plans"].items():
+        assert plan["name"] == name
+        assert plan["schema"] == "compress/1"
+        assert plan["family"] in found["families"]
+        assert plan["stages"]
     for variant in found["variants"].values():
         assert variant["family"] in found["families"]
         assert min(variant["parameters"], variant["steps"], *variant["macs_per_step"].values()) > 0

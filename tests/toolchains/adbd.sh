@@ -4,37 +4,20 @@
 # Takes them from the Debian sources that this machine has configured, whatever their release;
 # nothing is installed. Needs Debian, and to run the tests: root, or user namespaces.
 set -eu
+. "$(dirname "$0")/debian.sh"
 release=trixie
-cache=${NANOFLUX_TOOLCHAINS:-$HOME/.cache/nanoflux-toolchains}
 place=$cache/adbd
 if [ -e "$place/adb" ]; then
     echo "adbd: already in $place"
     exit
 fi
-for tool in apt-get dpkg-deb unshare nsenter setpriv; do
-    command -v $tool >/dev/null || { echo "adbd: needs $tool, so a Debian machine" >&2; exit 1; }
-done
-. /etc/os-release
-[ "${ID:-}" = debian ] || { echo "adbd: takes packages of Debian; this is ${ID:-unknown}" >&2; exit 1; }
-
-mkdir -p "$cache"
-work=$(mktemp -d "$cache/adbd.XXXXXX")
-trap 'rm -rf "$work"' EXIT
-mkdir -p "$work/lists/partial" "$work/archives/partial" "$work/sources"
-: >"$work/status"
-for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources; do
-    [ -e "$file" ] && grep -q "\b$VERSION_CODENAME\b" "$file" || continue
+need_debian adbd unshare nsenter setpriv
+make_work adbd
+own_sources | while read -r file; do
     sed "s/\b$VERSION_CODENAME\b/$release/g" "$file" >"$work/sources/$(basename "$file")"
 done
-apt() {
-    apt-get -q -y -o APT::Sandbox::User=root -o APT::Install-Recommends=false \
-        -o Dir::State::lists="$work/lists" -o Dir::State::status="$work/status" \
-        -o Dir::Cache="$work" -o Dir::Etc::sourcelist=/dev/null \
-        -o Dir::Etc::sourceparts="$work/sources" "$@"
-}
 echo "adbd: reading Debian $release's lists and getting 11 MB of packages"
-apt update >"$work/log" 2>&1 || true # one broken source of several is no matter
-apt --download-only install adbd adb mksh toybox >>"$work/log" 2>&1 || { cat "$work/log" >&2; exit 1; }
+download adbd adb mksh toybox
 
 root=$work/made/root
 mkdir -p "$root/usr/bin" "$root/usr/sbin" "$root/usr/lib" "$root/usr/lib64"

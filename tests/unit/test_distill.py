@@ -1,34 +1,27 @@
-"""Training: Muon against torch.optim.Muon, exact resume, the learning rate, token routing.
+"""What training stands on: Muon against torch.optim.Muon, recorded answers, token routing.
 
 Shapes: N matrices, R rows, C columns, B batch, S image tokens, T text tokens.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from collections.abc import Callable
-from itertools import pairwise
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from nanoflux_mobile.data.captions import examples
 from nanoflux_mobile.data.scenes import BACKGROUNDS, COLOURS, SHAPES, cells, render
+from nanoflux_mobile.distill.answers import Answers, as_kept
 from nanoflux_mobile.distill.muon import Muon, orthogonalise
 from nanoflux_mobile.distill.tiny_teacher import CLASSES, Pupil, routed
-from nanoflux_mobile.distill.trainer import (
-    TrainConfig,
-    learning_rate,
-    make_optimizers,
-    train,
-)
 from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux, rope_tables
 
 NEAR_ONE = (0.65, 1.25)
@@ -136,173 +129,80 @@ def test_parameters_without_a_gradient_stay():
     assert torch.equal(idle.detach(), before)
 
 
-# The learning rate
+# Recorded answers
 
 
-CONFIG = TrainConfig(steps=1000, lr=0.02, warmup=50, decay=0.3)
+def told(seed: int = 0, scale: float = 1.0) -> dict[str, Tensor]:
+    shapes = {"x_BSC": (2, 4, 3), "text_BTJ": (2, 5, 6), "pooled_BP": (2, 7)}
+    clean = {name: normal(seed + i, *shape) for i, (name, shape) in enumerate(shapes.items())}
+    return {**clean, "velocity": scale * normal(seed + 9, 2, 4, 3)}
 
 
-def test_the_learning_rate_rises_rests_and_falls():
-    rates = [learning_rate(CONFIG, step) for step in range(CONFIG.steps)]
-    assert rates[0] == pytest.approx(0.02 / 50)
-    assert all(a < b for a, b in pairwise(rates[:50]))
-    assert set(rates[49:700]) == {0.02}
-    steps_down = [a - b for a, b in pairwise(rates[700:991])]
-    assert steps_down == pytest.approx([0.02 / 300] * 290)
-    assert rates[-1] == pytest.approx(0.02 / 100)
+def never() -> dict[str, Tensor]:
+    raise AssertionError("the answer is recorded already")
 
 
-@given(
-    steps=st.integers(1, 500),
-    warmup=st.integers(1, 600),
-    decay=st.floats(0, 1),
-    data=st.data(),
-)
-def test_the_learning_rate_is_never_above_the_peak_nor_zero(steps, warmup, decay, data):
-    config = TrainConfig(steps=steps, lr=0.1, warmup=warmup, decay=decay)
-    step = data.draw(st.integers(0, steps - 1))
-    assert 0 < learning_rate(config, step) <= 0.1
+def assert_same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert tensor.dtype == second[name].dtype == torch.float32
+        assert torch.equal(tensor, second[name]), name
 
 
-# The trainer
+def test_an_answer_is_the_same_to_the_bit_whether_made_or_read(tmp_path):
+    answers = Answers(tmp_path, 3)
+    made = answers.get(1, told)
+    assert_same(made, answers.get(1, never))
+    for name, tensor in told().items():
+        assert torch.equal(made[name], tensor.half().float())
+        assert not torch.equal(made[name], tensor)
+    assert [answers.index(step) for step in range(5)] == [0, 1, 2, 0, 1]
 
 
-class Small(nn.Module):
-    """Something for each optimizer: matrices and a kernel in blocks, vectors, an embedding."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(10, 8)
-        self.block = nn.Sequential(nn.Linear(8, 12), nn.GELU(), nn.Linear(12, 8))
-        self.block_conv = nn.Conv1d(8, 8, 3, padding=1)
-        self.out = nn.Linear(8, 1)
-
-    def forward(self, ids_BS: Tensor) -> Tensor:
-        x = self.block(self.embedding(ids_BS)).transpose(1, 2)
-        return self.out(self.block_conv(x).transpose(1, 2))[..., 0]
+def test_what_half_precision_cannot_hold_is_kept_whole(tmp_path):
+    big = {**told(), "text_BTJ": 1e5 * told()["text_BTJ"]}
+    made = Answers(tmp_path, 1).get(0, lambda: big)
+    assert torch.equal(made["text_BTJ"], big["text_BTJ"])
+    assert made["text_BTJ"].abs().max() > torch.finfo(torch.float16).max
+    assert torch.equal(made["velocity"], big["velocity"].half().float())
+    assert_same(made, Answers(tmp_path, 1).get(0, never))
+    for edge in (65504.0, 65519.0, 65520.0, 1e38):
+        assert as_kept(torch.tensor([-edge])).isfinite().all()
 
 
-SETTINGS = TrainConfig(steps=20, lr=0.02, warmup=5, ema=0.8, save_every_s=-1.0, log_every=5)
-"""Saves after every step."""
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda data: b"",
+    "cut in the header": lambda data: data[:20],
+    "cut in a tensor": lambda data: data[:-1],
+    "text": lambda data: b"not tensors at all",
+    "huge header": lambda data: b"\xff" * 8 + data[8:],
+    "of other tensors": lambda data: save({"weight": torch.ones(2)}),
+    "of fewer tensors": lambda data: save({"velocity": torch.ones(2)}),
+}
 
 
-class Lessons(Dataset[Tensor]):
-    """Ids drawn from the seed and the step alone."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def __getitem__(self, step: int) -> Tensor:
-        rng = torch.Generator().manual_seed(1000 * self.seed + step)
-        return torch.randint(0, 10, (4, 6), generator=rng)
-
-
-class Killed(Exception):
-    """The process ends here."""
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_or_foreign_answer_is_made_again(tmp_path, damage):
+    answers = Answers(tmp_path, 1)
+    first = answers.get(0, told)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(DAMAGE[damage](path.read_bytes()))
+    assert_same(first, answers.get(0, told))
+    assert_same(first, answers.get(0, never))
 
 
-def new_small() -> Small:
-    torch.manual_seed(0)
-    return Small()
+def test_many_may_record_one_answer_at_once(tmp_path):
+    answers, meeting = Answers(tmp_path, 1), Barrier(6)
 
+    def make() -> dict[str, Tensor]:
+        meeting.wait()  # all have seen that it is missing
+        return told()
 
-def run(
-    out: Path, config: TrainConfig = SETTINGS, stop: int | None = None, seed: int = 1
-) -> tuple[nn.Module, Small]:
-    """Train, or be killed when step `stop` begins; returns the EMA weights and the model."""
-    model = new_small()
-
-    def loss_of(lesson: tuple[Tensor, ...], step: int) -> tuple[Tensor, dict[str, float]]:
-        if step == stop:
-            raise Killed
-        (ids,) = lesson
-        return (model(ids) - ids.float().cos()).square().mean(), {"figure": float(step)}
-
-    return train(model, Lessons(seed), loss_of, config, out), model
-
-
-def assert_equal(a: nn.Module, b: nn.Module) -> None:
-    for (name, mine), other in zip(a.state_dict().items(), b.state_dict().values(), strict=True):
-        assert torch.equal(mine, other), name
-
-
-def saved(out: Path) -> dict:
-    return torch.load(out / "last.pt", weights_only=True)
-
-
-@pytest.mark.parametrize("stops", [[10], [1], [3, 4, 19]], ids=str)
-def test_a_killed_run_goes_on_as_if_it_had_never_stopped(tmp_path, stops):
-    straight, straight_model = run(tmp_path / "straight")
-    for stop in stops:
-        with pytest.raises(Killed):
-            run(tmp_path / "killed", stop=stop)
-        assert saved(tmp_path / "killed")["step"] == stop
-    resumed, resumed_model = run(tmp_path / "killed")
-    assert_equal(straight, resumed)
-    assert_equal(straight_model, resumed_model)
-    first, second = (saved(tmp_path / name)["optimizers"] for name in ("straight", "killed"))
-    for mine, other in zip(first, second, strict=True):
-        for key, state in mine["state"].items():
-            assert all(torch.equal(v, other["state"][key][name]) for name, v in state.items())
-
-
-def test_killed_between_saves_the_lost_steps_are_trained_again(tmp_path):
-    straight, _ = run(tmp_path / "straight")
-    with pytest.raises(Killed):
-        run(tmp_path / "killed", stop=6)
-    with pytest.raises(Killed):  # this one never saves
-        run(tmp_path / "killed", dataclasses.replace(SETTINGS, save_every_s=1e9), stop=15)
-    assert saved(tmp_path / "killed")["step"] == 6
-    assert_equal(straight, run(tmp_path / "killed")[0])
-
-
-def test_a_save_that_was_cut_off_does_not_matter(tmp_path):
-    straight, _ = run(tmp_path / "straight")
-    with pytest.raises(Killed):
-        run(tmp_path / "killed", stop=10)
-    (tmp_path / "killed" / "last.partial").write_bytes(b"half a file")
-    assert_equal(straight, run(tmp_path / "killed")[0])
-
-
-def test_a_finished_run_is_loaded_and_not_trained_further(tmp_path):
-    first, _ = run(tmp_path)
-    again, _ = run(tmp_path, stop=0)
-    assert_equal(first, again)
-
-
-def test_runs_depend_on_their_data(tmp_path):
-    """Otherwise equal weights above would prove nothing."""
-    first, _ = run(tmp_path / "a", seed=1)
-    other, _ = run(tmp_path / "b", seed=2)
-    assert not torch.equal(first.block[0].weight, other.block[0].weight)
-
-
-def test_training_lowers_the_loss_and_logs_it(tmp_path):
-    run(tmp_path, dataclasses.replace(SETTINGS, steps=60))
-    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == list(range(5, 65, 5))
-    assert rows[-1]["loss"] < rows[0]["loss"] / 2
-    assert [row["figure"] for row in rows] == [row["step"] - 1.0 for row in rows]
-
-
-def test_the_returned_weights_are_the_running_mean_of_the_trained_ones(tmp_path):
-    averaged, model = run(tmp_path / "a", dataclasses.replace(SETTINGS, ema=0.0))
-    assert_equal(averaged, model)
-    averaged, model = run(tmp_path / "b")
-    assert not torch.equal(averaged.out.weight, model.out.weight)
-
-
-def test_every_parameter_has_exactly_one_optimizer():
-    model = new_small()
-    adam, muon = make_optimizers(model, SETTINGS)
-    held = [id(p) for o in (adam, muon) for group in o.param_groups for p in group["params"]]
-    assert sorted(held) == sorted(id(p) for p in model.parameters())
-    names = {id(p): name for name, p in model.named_parameters()}
-    assert [names[id(p)] for p in muon.param_groups[0]["params"]] == [
-        "block.0.weight",
-        "block.2.weight",
-        "block_conv.weight",
-    ]
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda _: answers.get(0, make), range(6)))
+    for other in found[1:]:
+        assert_same(found[0], other)
+    assert [path.name for path in tmp_path.iterdir()] == ["000000.safetensors"]
 
 
 # Routing

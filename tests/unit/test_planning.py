@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +14,13 @@ from nanoflux_export.graph import MobileGraph
 from nanoflux_export.layers import distinct, layers_of
 from nanoflux_export.planning import Desk, Planned, plan
 from nanoflux_export.recipe import load_recipe
+from nanoflux_export.rewrites.head_attention import with_attention
 from nanoflux_export.student import Student, make_student
 from nanoflux_export.work import Journal
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.spec import Budget, Floors, Intent, Recipe, TargetRecipe
 
+DEVICES = Path(__file__).parents[2] / "nanoflux_mobile" / "devices"
 TINY = Path(__file__).parents[2] / "nanoflux_mobile" / "assets" / "tiny"
 RECIPE = replace(load_recipe("tiny-small"), steps=2, calibration_prompts=("a red circle",))
 
@@ -145,8 +148,65 @@ def test_a_budget_of_time_is_one_of_a_device(student: Student, work: Path) -> No
     assert made.fit is not None
     assert {str(scheme) for scheme in made.fit.schemes.values()} <= {"palette8", "fp16"}
     none = replace(most, step_ms=1e-6)
-    with pytest.raises(InputError, match=r"cannot be kept.*least possible"):
+    with pytest.raises(InputError, match=r"budget of 1e-06 ms cannot be kept.*without any weights"):
         planned(student, asked("text_encoder", Intent("fp16", budget=none)), "text_encoder", work)
+
+
+def phone_with(tmp_path: Path, *changes: tuple[str, str]) -> str:
+    """A phone of one's own: the file of a shipped one, changed."""
+    text = (DEVICES / "iphone-15-pro.toml").read_text()
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    (tmp_path / "iphone-15-pro.toml").write_text(text)
+    return str(tmp_path / "iphone-15-pro.toml")
+
+
+def test_a_budget_of_time_makes_weights_as_small_as_it_says(
+    student: Student, work: Path, tmp_path: Path
+) -> None:
+    """On a phone that reads 781 kB a second, 60/76.8 of what its file says."""
+    phone = phone_with(tmp_path, ("51.2e9", "1e6"))
+    budget = Budget(step_ms=1.0, device=phone, schemes=("palette4", "palette8", "fp16"))
+    with pytest.raises(InputError, match="without any weights") as refused:
+        planned(student, asked("text_encoder", Intent("fp16", budget=budget)), "text_encoder", work)
+    least = float(re.findall(r"takes ([\d.e+]+) ms", str(refused.value))[0])
+    enough = replace(budget, step_ms=least + 1000)
+    intent = Intent("fp16", budget=enough)
+    made = planned(student, asked("text_encoder", intent), "text_encoder", work)
+    assert made.fit is not None
+    # The message has three digits of `least`.
+    assert made.fit.solution.bytes <= 781_250 + 0.005 * least * 781.25
+    assert made.fit.solution.bytes > 0.97 * 781_250
+    assert made.fit.real < made.fit.sensitivity.signal
+
+
+def test_a_budget_of_time_is_not_kept_by_weights_that_no_app_can_hold(
+    student: Student, work: Path, tmp_path: Path
+) -> None:
+    """A phone that leaves an app 1 MB reads these 1.3 MB of weights from storage."""
+    facts = {"app_bytes": 1e6, "storage_bytes_per_s": 1e5}
+    tables = [f'[{name}]\nvalue = {value}\nsource = "made up"\n' for name, value in facts.items()]
+    phone = phone_with(tmp_path, ("[npu]\n", "\n".join([*tables, "[npu]\n"])))
+    most = Budget(step_ms=1000.0, device=phone, schemes=("fp16",))
+    with pytest.raises(InputError, match=r"of 1000 ms .* do not fit into one app .* limit megabyt"):
+        planned(student, asked("text_encoder", Intent("fp16", budget=most)), "text_encoder", work)
+
+
+def test_another_form_of_attention_has_ranges_of_its_own(student: Student, work: Path) -> None:
+    """Values are named after operations, so what one form measured says nothing of another."""
+    found = {}
+    for form in ("per-head", "fused"):
+        # A new `Activity` each time: what it finds is in the work folder.
+        activity = Activity(student, RECIPE, work, Journal())
+        found[form] = activity.ranges(with_attention(graph(student, "text_encoder"), form)).keys()
+    assert found["per-head"] != found["fused"]
+    again = Activity(student, RECIPE, work, journal := Journal())
+    assert (
+        again.ranges(with_attention(graph(student, "text_encoder"), "fused")).keys()
+        == (found["fused"])
+    )
+    assert all(step.reused for step in journal.steps)
 
 
 def test_a_processor_that_computes_in_float32_is_not_folded_for(

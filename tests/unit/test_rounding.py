@@ -13,7 +13,7 @@ from nanoflux_export.compression.coding import code, decode
 from nanoflux_export.compression.palettes import palette
 from nanoflux_export.compression.plan import Plan
 from nanoflux_export.compression.rounding import rounded
-from nanoflux_export.compression.selection import is_palettized
+from nanoflux_export.compression.selection import is_coded
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.spec import Scheme, parse_scheme
 
@@ -91,7 +91,7 @@ def test_what_palettes_do_not_pay_for_stays_half_precision() -> None:
 def test_which_weights_are_palettized(
     scheme: str, shape: tuple[int, ...], axis: int, chosen: bool
 ) -> None:
-    assert is_palettized(parse_scheme(scheme), shape, axis) is chosen
+    assert is_coded(parse_scheme(scheme), shape, axis) is chosen
 
 
 def test_int8_is_the_grid_of_ai_edge_quantizer() -> None:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from nanoflux_export.fitting.calibration import Calibration
 from nanoflux_export.fitting.gradients import estimate
-from nanoflux_export.fitting.sensitivity import Row, Sensitivity, Stored, damage_of, measure
+from nanoflux_export.fitting.sensitivity import Row, Sensitivity, damage_of, measure
 from nanoflux_export.fitting.shortlists import ladders, worthwhile
+from nanoflux_export.fitting.stored import Stored, storing
 from nanoflux_export.graph import Function, MobileGraph, Segment
 from nanoflux_export.layers import Layer, layers_of
 from nanoflux_export.torch_run import torch_runner
@@ -286,7 +287,6 @@ def test_layers_are_stored_as_the_twin_of_their_file_holds_them(text: str) -> No
     pytest.importorskip("numba")
     from nanoflux_export.compression.plan import Plan
     from nanoflux_export.compression.rounding import rounded
-    from nanoflux_export.fitting.sensitivity import storing
 
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(32, 48, 1), nn.ConvTranspose2d(48, 64, 2))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from nanoflux_export.compression.integers import in_integers
 from nanoflux_export.compression.selection import (
     input_blocks,
-    is_palettized,
+    is_coded,
     left_out,
     palette_groups,
 )
@@ -61,7 +61,7 @@ def code(
 ) -> Coded | None:
     """A weight in the form of a palette or integer scheme; None where it is better left dense.
 
-    That is where `selection.is_palettized` says so, and for fp16 of which nothing is left out.
+    That is where `selection.is_coded` says so, and for fp16 of which nothing is left out.
     `importance` (input channels,) weighs the errors of each, for `scheme.weighted`; without it, or
     where all is zero, they weigh alike. The rank and the activations of a scheme are not looked at.
 
@@ -79,7 +79,7 @@ def code(
     if scheme.kind == "bits":
         raise ValueError(f"{scheme} is a wish that no file has: name a form of storage")
     dense = scheme.kind == "fp16" and not scheme.sparse
-    if dense or not is_palettized(scheme, values.shape, axis):
+    if dense or not is_coded(scheme, values.shape, axis):
         return None
     with np.errstate(over="ignore"):
         half_RN = _rows(values.astype(np.float16), axis)

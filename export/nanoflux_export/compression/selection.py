@@ -39,7 +39,7 @@ def check_palette(scheme: Scheme) -> None:
         raise InputError(f"{scheme} is not storable; palettes have {known} bits: choose one")
 
 
-def is_palettized(scheme: Scheme, shape: tuple[int, ...], axis: int) -> bool:
+def is_coded(scheme: Scheme, shape: tuple[int, ...], axis: int) -> bool:
     """Whether a weight of `shape` with its output channels on `axis` is stored as the scheme says.
 
     Not when it is a vector, small, has channels left over after grouping, or would not shrink.

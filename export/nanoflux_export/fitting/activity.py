@@ -79,14 +79,16 @@ class Activity:
             (folder / _RANGES).write_text(json.dumps(plain), "utf-8")
 
         def load() -> dict[str, Range]:
-            path = self._once(f"how large the values of {graph.name} get", make) / _RANGES
+            name = f"how large the values of {graph.name} get"
+            path = self._once(name, make, kinds=kinds) / _RANGES
             return {name: Range(*both) for name, both in json.loads(path.read_text()).items()}
 
+        # Values are named after operations, which differ from one form of attention to another.
         kinds = sorted({s.kind for f in graph.functions.values() for s in f.segments})
         return self._first(f"ranges of {graph.name} {kinds}", load)
 
-    def _once(self, name: str, make: Callable[[Path], None]) -> Path:
-        return once(self.work, name, {"activity": self.key}, make, self.journal)
+    def _once(self, name: str, make: Callable[[Path], None], **inputs: object) -> Path:
+        return once(self.work, name, {"activity": self.key, **inputs}, make, self.journal)
 
     def _first(self, name: str, make: Callable[[], Any]) -> Any:
         if name not in self._made:

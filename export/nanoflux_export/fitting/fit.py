@@ -6,7 +6,6 @@ and looked around for a better one.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,16 @@ from pathlib import Path
 from nanoflux_export.fitting.budget import Choice, Limits, Solution, solve
 from nanoflux_export.fitting.calibration import Calibration
 from nanoflux_export.fitting.refining import assess, refine
-from nanoflux_export.fitting.sensitivity import Sensitivity, Store, damage_of
+from nanoflux_export.fitting.sensitivity import Sensitivity, damage_of
 from nanoflux_export.fitting.step_time import StepTime
+from nanoflux_export.fitting.stored import Store
 from nanoflux_export.graph import MobileGraph
-from nanoflux_export.layers import Layer
 from nanoflux_export.work import Journal
+from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.spec import Budget, ComponentName, Scheme
+
+_SAME = 1 + 1e-9
+"""Two sums of the same seconds in another order."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,6 @@ class Question:
     graph: MobileGraph
     target: str
     calibration: Calibration
-    layers: Sequence[Layer]
     choices: Mapping[str, Sequence[Scheme]]
     store: Store
     resident_bits: Callable[[Scheme], float]
@@ -88,34 +90,36 @@ def fit(asked: Question, budget: Budget, journal: Journal) -> Fit:
 
 
 def _solved(asked: Question, rows: Sensitivity, budget: Budget) -> Solution:
-    """The solver's answer; where time is limited, its sum of layers is held to the roofline's.
+    """The solver's answer; where time is limited, its sum over layers is never below the roofline.
 
-    A block that waits for memory may be bound by its arithmetic once its weights are small, which
-    no sum over layers knows: the limit is lowered by what such an answer runs over.
+    Each block counts with its time without weights and with that of moving them, of which only the
+    longer may be spent: a block whose weights get small may be bound by its arithmetic. What the
+    sum does not know are weights that do not fit into an app: those are read from storage.
+
+    Raises:
+        InputError: no choice keeps the budget, or its weights are read from storage too slowly.
     """
-    choices, limits = _choices(asked, rows), _limits(asked, rows, budget)
-    found = solve(choices, limits)
-    if asked.timing is None:
-        return found
-    for _ in range(8):
-        excess = asked.timing.seconds(_bytes_by_segment(asked, rows, found)) - budget.step_ms / 1e3
-        if excess <= 0:
-            break
-        limits = dataclasses.replace(limits, seconds=limits.seconds - excess)
-        found = solve(choices, limits)
+    found = solve(_choices(asked, rows), _limits(asked, rows, budget))
+    if asked.timing is not None:
+        spent_ms = 1e3 * asked.timing.seconds(_bytes_by_block(asked.timing, rows, found))
+        if spent_ms > budget.step_ms * _SAME:
+            raise InputError(
+                f"a budget of {budget.step_ms:g} ms cannot be kept: {found.bytes / 1e6:.0f} MB of "
+                f"weights do not fit into one app of {budget.device}, and reading them from "
+                f"storage takes {spent_ms:.0f} ms; limit megabytes as well"
+            )
     return found
 
 
 def _choices(asked: Question, rows: Sensitivity) -> list[Choice]:
-    segment = {layer.name: layer.segment for layer in asked.layers}
-    pace = asked.timing.per_byte if asked.timing else {}
+    timing, pace = asked.timing, asked.timing.per_byte if asked.timing else {}
     return [
         Choice(
             row.layer,
             row.scheme,
             row.damage,
             row.bytes,
-            row.bytes * pace.get(segment[row.layer], 0.0),
+            row.bytes * pace.get(timing.block_of(row.layer), 0.0) if timing else 0.0,
             round(row.bytes * asked.resident_bits(row.scheme) / row.scheme.bits_per_weight),
         )
         for row in rows.rows
@@ -129,16 +133,23 @@ def _limits(asked: Question, rows: Sensitivity, budget: Budget) -> Limits:
     most_bits = min((size for size in sizes if size), default=float("inf"))
     seconds = float("inf")
     if asked.timing:
-        empty = dict.fromkeys({layer.segment for layer in asked.layers}, 0.0)
-        seconds = budget.step_ms / 1e3 - asked.timing.seconds(empty)
+        empty = dict.fromkeys((asked.timing.block_of(row.layer) for row in rows.rows), 0.0)
+        least = asked.timing.seconds(empty)
+        if 1e3 * least > budget.step_ms:
+            raise InputError(
+                f"a budget of {budget.step_ms:g} ms cannot be kept: {asked.graph.name} takes "
+                f"{1e3 * least:.3g} ms on {budget.device} without any weights to move; raise the "
+                "limit"
+            )
+        seconds = budget.step_ms / 1e3 - least
     peak = budget.peak_megabytes * 1e6 or float("inf")
     return Limits(most_bits / 8, seconds, peak)
 
 
-def _bytes_by_segment(asked: Question, rows: Sensitivity, found: Solution) -> dict[str, float]:
-    sizes = {(row.layer, row.scheme): row.bytes for row in rows.rows}
+def _bytes_by_block(timing: StepTime, rows: Sensitivity, found: Solution) -> dict[str, float]:
     total: dict[str, float] = {}
-    for layer in asked.layers:
-        size = sizes[layer.name, found.schemes[layer.name]]
-        total[layer.segment] = total.get(layer.segment, 0.0) + size
+    for row in rows.rows:
+        if found.schemes[row.layer] == row.scheme:
+            block = timing.block_of(row.layer)
+            total[block] = total.get(block, 0.0) + row.bytes
     return total

@@ -18,8 +18,9 @@ import numpy as np
 from nanoflux_export.fitting.budget import Solution
 from nanoflux_export.fitting.calibration import Calibration
 from nanoflux_export.fitting.gradients import estimate
-from nanoflux_export.fitting.sensitivity import Sensitivity, Store, damages, measure, outputs
+from nanoflux_export.fitting.sensitivity import Sensitivity, damages, measure, outputs
 from nanoflux_export.fitting.shortlists import worthwhile
+from nanoflux_export.fitting.stored import Store
 from nanoflux_export.graph import MobileGraph
 from nanoflux_export.work import Journal
 from nanoflux_mobile.spec import Scheme

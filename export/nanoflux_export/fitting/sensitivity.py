@@ -20,25 +20,11 @@ from torch import Tensor, nn
 
 from nanoflux_export.fitting.calibration import Calibration, Inputs
 from nanoflux_export.fitting.marks import Key, Mark, kept_marks
-from nanoflux_export.fitting.stored import Store, Stored, built, storing
+from nanoflux_export.fitting.stored import Store, built
 from nanoflux_export.graph import Function, MobileGraph
 from nanoflux_export.layers import compressible
 from nanoflux_export.work import Journal
 from nanoflux_mobile.spec import Scheme
-
-__all__ = [
-    "Outputs",
-    "Row",
-    "Sensitivity",
-    "Store",
-    "Stored",
-    "damage_of",
-    "damages",
-    "measure",
-    "outputs",
-    "spread",
-    "storing",
-]
 
 Values = dict[str, Tensor]
 """Inputs and wires of a function by name, of one run."""

@@ -7,19 +7,16 @@ those blocks faster that wait for memory.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
 from nanoflux_mobile.cost import BlockCost, Cost
 from nanoflux_mobile.device import Device
 from nanoflux_mobile.errors import InputError
-from nanoflux_mobile.roofline import CALIBRATION, Engine, engine, times, work
-
-UNITS: Mapping[str, Literal["npu", "gpu"]] = {"cpuAndNeuralEngine": "npu", "gpu": "gpu"}
-"""The unit of a device file behind what apps call a processor."""
+from nanoflux_mobile.roofline import CALIBRATION, UNITS, Engine, engine, times, work
 
 
 @dataclass(frozen=True)
@@ -28,6 +25,19 @@ class StepTime:
 
     blocks: tuple[BlockCost, ...]
     engine: Engine
+
+    def block_of(self, layer: str) -> str:
+        """The block that holds a layer; "" where the function does not run it.
+
+        Files write a segment's name in their own way, and divide a graph of one segment into the
+        parts of its module.
+        """
+        for told in layer.split("/", 1):
+            name = f"{_plain(told)}_"
+            held = [b.block for b in self.blocks if name.startswith(f"{_plain(b.block)}_")]
+            if held:
+                return max(held, key=len)
+        return ""
 
     def seconds(self, weight_bytes: Mapping[str, float]) -> float:
         """The function's time when blocks, by name, hold so many bytes of weights."""
@@ -47,6 +57,10 @@ class StepTime:
             block.block: pace if wait else 0.0
             for block, wait in zip(self.blocks, waits, strict=True)
         }
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"\W", "_", name)
 
 
 def step_time(cost: Cost, device: Device, compute_unit: str) -> StepTime:

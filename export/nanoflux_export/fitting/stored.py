@@ -13,7 +13,7 @@ from torch import nn
 
 from nanoflux_export.compression.plan import Plan
 from nanoflux_export.compression.rounding import rounded
-from nanoflux_export.compression.selection import is_palettized, stored_sizes
+from nanoflux_export.compression.selection import is_coded, stored_sizes
 from nanoflux_export.graph import Segment
 from nanoflux_export.layers import Layer, compressible
 from nanoflux_mobile.spec import Scheme
@@ -45,7 +45,7 @@ def storing(importance: Mapping[str, NDArray[np.float64]], *, half_constants: bo
         lone.weight = nn.Parameter(torch.from_numpy(values), requires_grad=False)
         weighs = {"/weight": importance[layer.name]} if layer.name in importance else {}
         twin = rounded(lone, Plan(scheme, importance=weighs), half_constants=half_constants)
-        dense = not is_palettized(scheme, layer.shape, layer.axis)
+        dense = not is_coded(scheme, layer.shape, layer.axis)
         size = 2 * values.size if dense else sum(stored_sizes(scheme, layer.shape, layer.axis))
         return Stored(twin.get_parameter("weight").numpy(), size)
 

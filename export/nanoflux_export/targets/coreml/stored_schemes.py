@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from nanoflux_export.compression.selection import PALETTE_BITS
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.spec import Scheme, parse_scheme
 
@@ -18,7 +19,6 @@ CHOICES = (
 )
 """What a budget chooses from; benchmarks/compression_study compares them with more."""
 
-_INDEX_BITS = (1, 2, 3, 4, 6, 8)
 _INTEGER_BITS = (4, 8)
 
 
@@ -27,7 +27,7 @@ def nearest(scheme: Scheme) -> tuple[Scheme, str]:
     if scheme.kind == "bits":
         return parse_scheme(_BEST[scheme.bits]), ""
     reasons = []
-    known = {"palette": _INDEX_BITS, "int": _INTEGER_BITS}.get(scheme.kind, (scheme.bits,))
+    known = {"palette": PALETTE_BITS, "int": _INTEGER_BITS}.get(scheme.kind, (scheme.bits,))
     if scheme.bits not in known:
         bits = next((more for more in known if more > scheme.bits), known[-1])
         words = ", ".join(map(str, known))
