@@ -99,12 +99,12 @@ def plan(desk: Desk, graph: MobileGraph) -> Planned:
     graph = with_attention(graph, form)
     graph, hazards, folds = _safe_in_half(desk, graph)
     made, unmet = _asked(desk, graph)
-    found = None
+    found, shape = None, {"attention": form, "folds": folds}
     if budget := desk.recipe.intent(desk.target.NAME, graph.name).budget:
-        found = _fitted(desk, graph, made, budget)
+        found = _fitted(desk, graph, made, budget, shape)
         made = dataclasses.replace(made, layers={**found.schemes, **made.layers})
     made = _informed(desk, graph, made)
-    key = {**made.key, "attention": form, "folds": folds}
+    key = {**made.key, **shape}
     graph, made = with_low_rank(graph, made)
     return Planned(graph, made, unmet, hazards, found, key)
 
@@ -166,12 +166,18 @@ def _classes(recipe: Recipe, graph: MobileGraph) -> Mapping[str, Sequence[str]]:
     return classes
 
 
-def _fitted(desk: Desk, graph: MobileGraph, made: Plan, budget: Budget) -> Fit:
-    """The answer to a budget, measured on the calibration prompts; measurements are kept."""
+def _fitted(
+    desk: Desk, graph: MobileGraph, made: Plan, budget: Budget, shape: Mapping[str, object]
+) -> Fit:
+    """The answer to a budget, measured on the calibration prompts; measurements are kept.
+
+    `shape` tells how the graph was rewritten, which damages depend on.
+    """
     target, layers = desk.target, layers_of(graph)
     names = budget.schemes or target.choices(desk.profile, graph.name)
     schemes = tuple(dict.fromkeys(_met(desk, graph, parse_scheme(name))[0] for name in names))
     stats = desk.activity.stats(graph)
+    measured_by = [code_digest(), desk.activity.key, graph.name, target.NAME, shape]
     question = Question(
         graph=graph,
         target=target.NAME,
@@ -180,18 +186,13 @@ def _fitted(desk: Desk, graph: MobileGraph, made: Plan, budget: Budget) -> Fit:
         store=storing(activations.importance(stats), half_constants=target.HALF_CONSTANTS),
         resident_bits=lambda scheme: target.resident_bits(scheme, desk.profile),
         timing=_timing(desk, graph, budget) if budget.step_ms else None,
-        cache=desk.work / f"damage-{content_digest(_measured_by(desk, graph))[:16]}.jsonl",
+        cache=desk.work / f"damage-{content_digest(measured_by)[:16]}.jsonl",
     )
     return fit(question, budget, desk.journal)
 
 
 def _choices(layer: Layer, made: Plan, schemes: tuple[Scheme, ...]) -> tuple[Scheme, ...]:
     return (made.layers[layer.name],) if layer.name in made.layers else schemes
-
-
-def _measured_by(desk: Desk, graph: MobileGraph) -> list[object]:
-    """All that decides a measured damage beside the layer and the scheme."""
-    return [code_digest(), desk.activity.key, graph.name, desk.target.NAME]
 
 
 def _timing(desk: Desk, graph: MobileGraph, budget: Budget) -> StepTime:

@@ -22,11 +22,10 @@ from nanoflux_mobile.models.nanoflux import NanoFlux
 
 @dataclass(frozen=True)
 class Importance:
-    """Mean squared change of the velocity per gate; block by block, doubles first.
+    """Squared change of the velocity per gate, summed over samples; blocks are doubles first.
 
     residual: (D,); condition: (D,), zeros for a Static-LN network; heads: (H,) a block;
-    units: (F,) a block; text_units: (F,) a double block; pairs: (K/2,) a block, the rotary pairs of
-    queries, which all heads share.
+    units: (F,) a block; text_units: (F,) a double block.
     """
 
     residual: Tensor
@@ -34,7 +33,6 @@ class Importance:
     heads: Sequence[Tensor]
     units: Sequence[Tensor]
     text_units: Sequence[Tensor]
-    pairs: Sequence[Tensor]
 
 
 @contextmanager
@@ -95,10 +93,9 @@ DOUBLE = {
     "text_heads": "attn.to_add_out",
     "units": "ff.net.2",
     "text_units": "ff_context.net.2",
-    "queries": "attn.norm_q",
     "stream": "",
 }
-SINGLE = {"joint": "proj_out", "queries": "attn.norm_q", "stream": ""}
+SINGLE = {"joint": "proj_out", "stream": ""}
 """The modules of a block at whose inputs the gates sit."""
 
 
@@ -125,11 +122,6 @@ def _scores(model: NanoFlux, seen: dict[str, Tensor]) -> dict[str, Tensor]:
     if "condition" in by_sample:
         scores["condition"] = by_sample["condition"].square().sum(0)
     for i in range(cfg.num_layers + cfg.num_single_layers):
-        queries_BLHK = seen[f"{i}.queries"]
-        assert queries_BLHK.grad is not None
-        moved_BK = (queries_BLHK.detach() * queries_BLHK.grad).sum((1, 2))
-        pairs = moved_BK.unflatten(-1, (-1, 2))
-        scores[f"{i}.pairs"] = pairs.sum(-1).square().sum(0)
         if i < cfg.num_layers:
             heads = by_sample[f"{i}.image_heads"] + by_sample[f"{i}.text_heads"]
             scores[f"{i}.units"] = by_sample[f"{i}.units"].square().sum(0)
@@ -151,5 +143,4 @@ def _by_kind(model: NanoFlux, sums: dict[str, Tensor]) -> Importance:
         [sums[f"{i}.heads"] for i in blocks],
         [sums[f"{i}.units"] for i in blocks],
         [sums[f"{i}.text_units"] for i in range(cfg.num_layers)],
-        [sums[f"{i}.pairs"] for i in blocks],
     )

@@ -40,7 +40,6 @@ def magnitudes(network: Network[NanoFlux]) -> Importance:
         [sums[f"{i}.values"].view(heads, width).sum(1) for i in blocks],
         [sums[f"{i}.units"] for i in blocks],
         [sums[f"{i}.text_units"] for i in range(cfg.num_layers)],
-        [sums[f"{i}.queries"].view(heads, -1, 2).sum((0, 2)) for i in blocks],
     )
 
 

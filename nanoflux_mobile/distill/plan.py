@@ -1,7 +1,7 @@
 """Plans: which cuts make a student, in which order, and how long each is trained.
 
-A plan is TOML. Ratios such as "2/3" are taken of the teacher's own sizes, so one plan fits the tiny
-family and FLUX.1 alike.
+A plan is TOML. Shares such as "2/3" are taken of the teacher's own sizes, so one plan fits teachers
+of several sizes.
 """
 
 from __future__ import annotations
@@ -121,8 +121,13 @@ def _stage(table: Mapping[str, Any], where: str) -> Stage:
     name = table.get("name", cut)
     if not isinstance(name, str) or not name.replace("-", "").isalnum():
         raise InputError(f"{where}.name is {name!r}; give letters, digits and hyphens")
-    settings = {key: value for key, value in table.items() if key not in ("cut", "name")}
     kind = plugins.load(STAGES, cut).Settings
+    shares = {field.name for field in dataclasses.fields(kind) if field.type in ("str", str)}
+    settings = {
+        key: str(value) if key in shares and type(value) is int else value
+        for key, value in table.items()
+        if key not in ("cut", "name")
+    }
     return Stage(name, cut, from_plain(kind, settings, where))
 
 

@@ -86,6 +86,15 @@ def with_network(parts: FluxParts, denoiser: Network[NanoFlux]) -> FluxParts:
     return dataclasses.replace(parts, networks=networks, clip=clip)
 
 
+def check_full(parts: FluxParts) -> None:
+    """InputError for a student whose low steps would run while it is measured at full ones."""
+    if parts.flux.downsamples:
+        raise InputError(
+            "heads and channels are measured at full resolution; put this cut before token "
+            "downsampling in the plan"
+        )
+
+
 def calibration(desk: Desk, parts: FluxParts, batches: int, size: int) -> list[Noised]:
     """Batches to measure `parts` on before a cut, from a seed that no training step uses."""
     lessons = desk.material.lessons(desk.seed + 7919, size)

@@ -235,7 +235,7 @@ def test_importance_of_everything_alike_is_the_first_of_everything() -> None:
     """The choice only ever reorders by score: falling scores are the choice without any."""
     fall = torch.arange(4 * MICRO.width, 0, -1).float()
     falling = Importance(
-        fall[: MICRO.width], fall[: MICRO.width], [], [fall] * BLOCKS, [fall] * MICRO.num_layers, []
+        fall[: MICRO.width], fall[: MICRO.width], [], [fall] * BLOCKS, [fall] * MICRO.num_layers
     )
     bases = random_bases(NARROW)
     chosen, plain = (cut_features(make(MICRO), NARROW, bases, m) for m in (falling, None))

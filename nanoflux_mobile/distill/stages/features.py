@@ -10,7 +10,15 @@ from nanoflux_mobile.compress.features import cut_features, first_channels, valu
 from nanoflux_mobile.compress.importance import measure
 from nanoflux_mobile.compress.redundancy import second_moments
 from nanoflux_mobile.distill.plan import share_of
-from nanoflux_mobile.distill.teaching import Desk, Phase, calibration, runs_of, taught, with_network
+from nanoflux_mobile.distill.teaching import (
+    Desk,
+    Phase,
+    calibration,
+    check_full,
+    runs_of,
+    taught,
+    with_network,
+)
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.families.nanoflux import FluxParts
 
@@ -33,6 +41,7 @@ def outline(parts: FluxParts, settings: Settings) -> FluxParts:
 
 
 def _channels(parts: FluxParts, settings: Settings) -> int:
+    check_full(parts)
     present = parts.flux.attention_head_dim
     channels = share_of(settings.channels, present, "channels")
     if not 0 < channels < present:

@@ -9,7 +9,15 @@ from typing import Literal
 from nanoflux_mobile.compress.heads import check_heads, cut_heads, most_important
 from nanoflux_mobile.compress.importance import measure
 from nanoflux_mobile.distill.plan import share_of
-from nanoflux_mobile.distill.teaching import Desk, Phase, calibration, runs_of, taught, with_network
+from nanoflux_mobile.distill.teaching import (
+    Desk,
+    Phase,
+    calibration,
+    check_full,
+    runs_of,
+    taught,
+    with_network,
+)
 from nanoflux_mobile.families.nanoflux import FluxParts
 
 
@@ -29,6 +37,7 @@ def outline(parts: FluxParts, settings: Settings) -> FluxParts:
 
 
 def _heads(parts: FluxParts, settings: Settings) -> int:
+    check_full(parts)
     heads = share_of(settings.heads, parts.flux.num_attention_heads, "heads")
     check_heads(parts.flux, heads)
     return heads
