@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from nanoflux_mobile.families.nanoflux.flow import Noised, Path, guidance, velocity
+from nanoflux_mobile.families.nanoflux.flow import Noised, Path, rows, velocity
 from nanoflux_mobile.models.nanoflux import NanoFlux
 
 ROWS = 12
@@ -52,20 +52,15 @@ def prompt_states(model: NanoFlux, batch: Noised, path: Path, blocks: int) -> li
     No other block runs. All double blocks come before any token downsampling, so low steps are
     like full ones.
     """
-    rows = _rows(model, batch)[:, : ROWS * blocks].split(ROWS, 1)
+    with torch.no_grad():
+        found_BND = rows(model, batch)
+    by_block = found_BND[:, : ROWS * blocks].split(ROWS, 1)
     x_BSD, y_BTD = model.x_embedder(batch.x_BSC), model.context_embedder(batch.text_BTJ)
     found = []
-    for block, m in zip(model.transformer_blocks[:blocks], rows, strict=True):
+    for block, m in zip(model.transformer_blocks[:blocks], by_block, strict=True):
         x_BSD, y_BTD = block(x_BSD, y_BTD, m, path.rope)
         found.append(y_BTD)
     return found
-
-
-@torch.no_grad()
-def _rows(model: NanoFlux, batch: Noised) -> Tensor:
-    if model.cfg.static_steps:
-        return model.step_table[batch.step_B]
-    return model.modulations(batch.t_B, batch.pooled_BP, guidance(model, len(batch.t_B)))
 
 
 @torch.no_grad()

@@ -3,7 +3,8 @@
 x_t = (1 - t) x_0 + t noise, t = 1 is noise, and the velocity is noise - x_0. Students are trained
 at the noise levels of their schedule, the only ones they will meet.
 
-Shapes: B batch, S image tokens, T text tokens, C token channels, J text width, P pooled width.
+Shapes: B batch, S image tokens, T text tokens, C token channels, J text width, P pooled width,
+N modulation rows, D width.
 """
 
 from __future__ import annotations
@@ -88,11 +89,7 @@ def noised(clean: Clean, sigmas: tuple[float, ...], rng: torch.Generator) -> Noi
 
 def velocity(model: NanoFlux, batch: Noised, path: Path) -> Tensor:
     """What a denoiser predicts for a batch, (B, S, C): AdaLN or Static-LN, low steps run low."""
-    rows_BND = (
-        model.step_table[batch.step_B]
-        if model.cfg.static_steps
-        else model.modulations(batch.t_B, batch.pooled_BP, guidance(model, len(batch.t_B)))
-    )
+    rows_BND = rows(model, batch)
     low = int((batch.step_B < path.low_steps).sum()) if path.low_rope is not None else 0
     x, text = batch.x_BSC, batch.text_BTJ
     parts = []
@@ -102,6 +99,13 @@ def velocity(model: NanoFlux, batch: Noised, path: Path) -> Tensor:
     if low < len(x):
         parts.append(model(x[low:], text[low:], rows_BND[low:], path.rope))
     return torch.cat(parts)
+
+
+def rows(model: NanoFlux, batch: Noised) -> Tensor:
+    """The modulation rows of a batch, (B, N, D): looked up by step, or AdaLN's."""
+    if model.cfg.static_steps:
+        return model.step_table[batch.step_B]
+    return model.modulations(batch.t_B, batch.pooled_BP, guidance(model, len(batch.t_B)))
 
 
 def guidance(model: NanoFlux, batch: int) -> Tensor | None:
