@@ -48,8 +48,9 @@ class Critic(nn.Module):
 class Contest(nn.Module):
     """What is trained together: a decoder and, where it has one, its critic.
 
-    Both are `blocks`, which the trainer updates by Muon, kernels at the ends included: over a
-    hundred steps of the tiny family that was worth 2 dB against AdamW for all outside blocks.
+    Both are `blocks`, which the trainer updates by Muon, kernels at the ends included. A tiny
+    decoder was 1.5 dB better for it after a hundred steps than with AdamW outside its blocks, at
+    one learning rate and one seed, on 32 pictures and squared error alone.
     """
 
     def __init__(self, decoder: nn.Module, critic: Critic | None) -> None:
