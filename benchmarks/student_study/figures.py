@@ -16,10 +16,10 @@ from nanoflux_mobile.compress.merging import Runs, Similarity, one_run, similar_
 from nanoflux_mobile.compress.redundancy import Moments
 from nanoflux_mobile.data.captions import held_out
 from nanoflux_mobile.distill.analysis import Analysis, analyse, drawn_with_components, save
+from nanoflux_mobile.distill.desk import Desk
 from nanoflux_mobile.distill.figures import figures
 from nanoflux_mobile.distill.material import material_of
 from nanoflux_mobile.distill.plan import Plan, load, share_of
-from nanoflux_mobile.distill.teaching import Desk
 from nanoflux_mobile.evaluate.grids import side_by_side
 from nanoflux_mobile.families import nanoflux as family
 from nanoflux_mobile.storage import write_file, write_with

@@ -27,7 +27,7 @@ from nanoflux_mobile.compress.redundancy import (
     with_components,
 )
 from nanoflux_mobile.compress.static_ln import step_rows, to_static
-from nanoflux_mobile.distill.teaching import Desk, calibration, runs_of, with_network
+from nanoflux_mobile.distill.desk import Desk, calibration, runs_of, with_network
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.evaluate.sampling import draw_many
 from nanoflux_mobile.families.nanoflux import FluxParts

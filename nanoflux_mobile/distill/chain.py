@@ -25,13 +25,13 @@ from nanoflux_mobile.distill.chain_files import (
     stages_of,
     write_scores,
 )
+from nanoflux_mobile.distill.desk import Desk, check_latents
+from nanoflux_mobile.distill.learning import check_device
 from nanoflux_mobile.distill.material import Material, material_of
 from nanoflux_mobile.distill.pictures import write_pictures
 from nanoflux_mobile.distill.plan import STAGES, Plan, Stage
 from nanoflux_mobile.distill.run_files import check_identity
 from nanoflux_mobile.distill.scoring import StageScores, parameters, score, score_student
-from nanoflux_mobile.distill.teaching import Desk, check_latents
-from nanoflux_mobile.distill.trainer import check_device
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.families.nanoflux import FluxParts, load, save
 from nanoflux_mobile.spec import content_digest

@@ -16,8 +16,8 @@ from torch.utils.data import Dataset
 
 from nanoflux_mobile.data.folder import digest_of, open_folder
 from nanoflux_mobile.data.scenes import CANVAS
+from nanoflux_mobile.distill.learning import check_device
 from nanoflux_mobile.distill.lessons import CaptionedFolder, CaptionedScenes, Words, unit
-from nanoflux_mobile.distill.trainer import check_device
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.families.nanoflux import FluxParts
 from nanoflux_mobile.families.nanoflux.flow import Clean

@@ -31,8 +31,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from nanoflux_mobile.checkpoint import fitted
+from nanoflux_mobile.distill.learning import TrainConfig
 from nanoflux_mobile.distill.lessons import STRIDE
-from nanoflux_mobile.distill.trainer import Lesson, TrainConfig, train
+from nanoflux_mobile.distill.trainer import Lesson, train
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.weight_files import KeyMap, read_weights
 from nanoflux_mobile.weights import Network

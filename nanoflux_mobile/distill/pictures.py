@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from nanoflux_mobile.data.captions import COLUMNS, held_out
-from nanoflux_mobile.distill.teaching import Desk
+from nanoflux_mobile.distill.desk import Desk
 from nanoflux_mobile.evaluate.grids import side_by_side
 from nanoflux_mobile.evaluate.sampling import draw_many
 from nanoflux_mobile.families.nanoflux import FluxParts

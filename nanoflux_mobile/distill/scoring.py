@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from nanoflux_mobile.distill.teaching import Desk
+from nanoflux_mobile.distill.desk import Desk
 from nanoflux_mobile.evaluate.sampling import scene_scores
 from nanoflux_mobile.families.nanoflux import FluxParts
 from nanoflux_mobile.families.nanoflux.flow import noised, path_of, velocity

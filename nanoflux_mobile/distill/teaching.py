@@ -20,15 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from nanoflux_mobile.compress.importance import inputs_of
-from nanoflux_mobile.distill.answers import Answers, as_kept
+from nanoflux_mobile.distill.answers import as_kept
+from nanoflux_mobile.distill.desk import Desk, check_latents, with_network
+from nanoflux_mobile.distill.learning import TrainConfig
 from nanoflux_mobile.distill.lessons import STRIDE
-from nanoflux_mobile.distill.material import Material
-from nanoflux_mobile.distill.trainer import TrainConfig, train
-from nanoflux_mobile.errors import InputError
+from nanoflux_mobile.distill.trainer import train
 from nanoflux_mobile.families.nanoflux import FluxParts
 from nanoflux_mobile.families.nanoflux.flow import Clean, Noised, noised, path_of, velocity
 from nanoflux_mobile.models.nanoflux import NanoFlux
-from nanoflux_mobile.weights import Network, network
+from nanoflux_mobile.weights import network
 
 
 @dataclass(frozen=True)
@@ -59,56 +59,6 @@ class Phase:
             )
 
 
-@dataclass(frozen=True)
-class Desk:
-    """What every stage works with.
-
-    source: the checkpoint that is compressed. before: the student as it enters the stage.
-    calibration: batches of material for what is measured before a cut, from another seed.
-    """
-
-    source: FluxParts
-    before: FluxParts
-    material: Material
-    answers: Answers | None
-    steps: int
-    batch: int
-    seed: int
-    device: str
-    identity: Mapping[str, Any]
-    on_step: Callable[[str, int, int], None] = lambda what, done, total: None
-
-
-def with_network(parts: FluxParts, denoiser: Network[NanoFlux]) -> FluxParts:
-    """The same parts with another denoiser; CLIP leaves with AdaLN."""
-    networks = dataclasses.replace(parts.networks, denoiser=denoiser)
-    clip = None if denoiser.skeleton.cfg.static_steps else parts.clip
-    return dataclasses.replace(parts, networks=networks, clip=clip)
-
-
-def check_full(parts: FluxParts) -> None:
-    """InputError for a student whose low steps would run while it is measured at full ones."""
-    if parts.flux.downsamples:
-        raise InputError(
-            "heads and channels are measured at full resolution; put this cut before token "
-            "downsampling in the plan"
-        )
-
-
-def calibration(desk: Desk, parts: FluxParts, batches: int, size: int) -> list[Noised]:
-    """Batches to measure `parts` on before a cut, from a seed that no training step uses."""
-    lessons = desk.material.lessons(desk.seed + 7919, size)
-    sigmas = path_of(parts, desk.steps).sigmas
-    rng = torch.Generator().manual_seed(desk.seed)
-    return [noised(desk.material.clean(lessons[i]), sigmas, rng) for i in range(batches)]
-
-
-def runs_of(desk: Desk, parts: FluxParts, batches: Sequence[Noised]) -> list[Callable[[], Tensor]]:
-    """For each batch a call that runs the denoiser of `parts` on it."""
-    path, model = path_of(parts, desk.steps), parts.denoiser
-    return [lambda batch=batch: velocity(model, batch, path) for batch in batches]  # type: ignore[misc]
-
-
 def attention_outputs(model: NanoFlux) -> dict[str, nn.Module]:
     """The modules that attention's outputs enter, for `inputs_of`."""
     found: dict[str, nn.Module] = {}
@@ -130,17 +80,6 @@ def head_outputs(model: NanoFlux, seen: Mapping[str, Tensor], rows: slice) -> li
     singles = range(model.cfg.num_single_layers)
     found += [seen[f"single {j}"][rows][..., :width] for j in singles]
     return [joint.unflatten(-1, (heads, -1)) for joint in found]
-
-
-def check_latents(teacher: FluxParts, student: FluxParts) -> None:
-    """InputError unless both denoisers work on the same latents and text states."""
-    for what, field in (("latent channels", "in_channels"), ("text width", "joint_attention_dim")):
-        theirs, ours = getattr(teacher.flux, field), getattr(student.flux, field)
-        if theirs != ours:
-            raise InputError(
-                f"teacher and student differ in {what}: {theirs} and {ours}; both must come from "
-                "one family of checkpoints"
-            )
 
 
 def teach(
@@ -235,7 +174,7 @@ def _loss(
         figures = {"velocity": errors_B.mean().item()}
         if not phase.head_features:
             return errors_B.mean(), figures
-        features = _feature_loss(model, student, ours, batch, taught, rows)
+        features = head_loss(model, student, ours, batch, taught, rows)
         figures["features"] = features.item()
         return errors_B.mean() + phase.head_features * features, figures
 
@@ -272,7 +211,7 @@ def _target(
     return velocity(model, batch, path)
 
 
-def _feature_loss(
+def head_loss(
     teacher: NanoFlux,
     student: NanoFlux,
     ours: Mapping[str, Tensor],

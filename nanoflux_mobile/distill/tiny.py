@@ -21,12 +21,13 @@ from torch import nn
 
 from nanoflux_mobile.checkpoint import open_checkpoint
 from nanoflux_mobile.data.scenes import CANVAS
+from nanoflux_mobile.distill.learning import TrainConfig, check_device
 from nanoflux_mobile.distill.lessons import TEXT_TOKENS, CrowdedScenes, Words, unit
 from nanoflux_mobile.distill.tiny_teacher import Frozen, Pupil, new_pupil, train_teacher
 from nanoflux_mobile.distill.tiny_text import new_towers, train_text
 from nanoflux_mobile.distill.tiny_tokenizers import write_tokenizers
 from nanoflux_mobile.distill.tiny_vae import TINY_VAE, train_vae
-from nanoflux_mobile.distill.trainer import TrainConfig, averaged_state, check_device
+from nanoflux_mobile.distill.trainer import averaged_state
 from nanoflux_mobile.errors import InputError, NanofluxError
 from nanoflux_mobile.families.nanoflux import FluxParts, Networks, PooledText, load, save
 from nanoflux_mobile.models.vae import Autoencoder

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanoflux_mobile.data.scenes import BACKGROUNDS, COLOURS, SHAPES
+from nanoflux_mobile.distill.learning import TrainConfig
 from nanoflux_mobile.distill.lessons import STRIDE, TEXT_TOKENS, CaptionedScenes, Words, unit
-from nanoflux_mobile.distill.trainer import Lesson, TrainConfig, train
+from nanoflux_mobile.distill.trainer import Lesson, train
 from nanoflux_mobile.models.clip import ClipText
 from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux, Rope, modulate, rope_tables
 from nanoflux_mobile.models.t5 import T5Encoder

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from nanoflux_mobile.data.captions import RELATIONS, Claim
 from nanoflux_mobile.data.scenes import BACKGROUNDS, COLOURS, RADII, SHAPES
+from nanoflux_mobile.distill.learning import TrainConfig
 from nanoflux_mobile.distill.lessons import CLIP_TOKENS, Claims, Words
-from nanoflux_mobile.distill.trainer import Lesson, TrainConfig, train
+from nanoflux_mobile.distill.trainer import Lesson, train
 from nanoflux_mobile.models.clip import ClipConfig, ClipText
 from nanoflux_mobile.models.t5 import T5Config, T5Encoder
 

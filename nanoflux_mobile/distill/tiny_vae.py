@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nanoflux_mobile.distill.learning import TrainConfig
 from nanoflux_mobile.distill.lessons import STRIDE, CrowdedScenes, unit
-from nanoflux_mobile.distill.trainer import Lesson, TrainConfig, train
+from nanoflux_mobile.distill.trainer import Lesson, train
 from nanoflux_mobile.models.vae import Autoencoder, VaeConfig
 
 TINY_VAE = VaeConfig(

@@ -27,16 +27,10 @@ from nanoflux_mobile.compress.static_ln import to_static
 from nanoflux_mobile.data.captions import held_out
 from nanoflux_mobile.distill import analysis, charts
 from nanoflux_mobile.distill.analysis import Analysis, analyse, static
+from nanoflux_mobile.distill.desk import Desk, calibration, runs_of, with_network
 from nanoflux_mobile.distill.figures import figures
 from nanoflux_mobile.distill.material import material_of
-from nanoflux_mobile.distill.teaching import (
-    Desk,
-    _feature_loss,
-    attention_outputs,
-    calibration,
-    runs_of,
-    with_network,
-)
+from nanoflux_mobile.distill.teaching import attention_outputs, head_loss
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.families.nanoflux import FluxParts, load, pooled_text
 from nanoflux_mobile.families.nanoflux.flow import Noised
@@ -320,7 +314,7 @@ def head_loss(teacher: NanoFlux, student: NanoFlux) -> float:
     with inputs_of(attention_outputs(student)) as ours:
         rows_BND = student.modulations(batch.t_B, batch.pooled_BP)
         student(batch.x_BSC, batch.text_BTJ, rows_BND, rope)
-    return _feature_loss(teacher, student, ours, batch, path, rows).item()
+    return head_loss(teacher, student, ours, batch, path, rows).item()
 
 
 def test_heads_of_equal_means_have_no_loss_whatever_their_number() -> None:

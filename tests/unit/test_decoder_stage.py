@@ -21,6 +21,9 @@ from torch.utils.data import Dataset
 from nanoflux_mobile.checkpoint import open_checkpoint
 from nanoflux_mobile.compress.decoder import check_decoder, tiny_decoder
 from nanoflux_mobile.distill.adversary import Critic, fooling, seeded_critic, telling
+from nanoflux_mobile.distill.decoder_report import LEVELS, Gap, gap, judge
+from nanoflux_mobile.distill.desk import Desk
+from nanoflux_mobile.distill.learning import TrainConfig
 from nanoflux_mobile.distill.material import Material
 from nanoflux_mobile.distill.perceptual import (
     MEAN,
@@ -36,9 +39,7 @@ from nanoflux_mobile.distill.perceptual import (
 from nanoflux_mobile.distill.run_files import read_rows
 from nanoflux_mobile.distill.scoring import MOST_DB, parameters
 from nanoflux_mobile.distill.stages import decoder as stage
-from nanoflux_mobile.distill.stages.decoder import Settings, gap, inexact, judge
-from nanoflux_mobile.distill.teaching import Desk
-from nanoflux_mobile.distill.trainer import TrainConfig
+from nanoflux_mobile.distill.stages.decoder import Settings, inexact
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.families.nanoflux import FluxParts, Networks, load, save
 from nanoflux_mobile.models.tiny_decoder import TinyDecoder
@@ -479,11 +480,11 @@ def test_a_tint_is_told_channel_by_channel(source, desk, tint):
     tinted = source.networks.vae.whole()
     with torch.no_grad():
         last = tinted.decoder.conv_out
-        bias = last.bias + torch.tensor(tint) / stage.LEVELS
+        bias = last.bias + torch.tensor(tint) / LEVELS
     last.bias = nn.Parameter(bias, requires_grad=False)
     found = judge(desk, with_vae(network(tinted)), 2, 8)
     assert found.from_full.shift == pytest.approx(tint, abs=1e-3)
-    mse = sum(level**2 for level in tint) / 3 / stage.LEVELS**2
+    mse = sum(level**2 for level in tint) / 3 / LEVELS**2
     expected = 10 * torch.log10(torch.tensor(4 / mse)).item()
     assert found.from_full.psnr_db == pytest.approx(expected, abs=0.01)
     moved = [
@@ -494,7 +495,7 @@ def test_a_tint_is_told_channel_by_channel(source, desk, tint):
 
 def test_equal_decoders_have_no_gap(source, desk):
     found = judge(desk, source, 1, 4)
-    assert found.from_full == stage.Gap(MOST_DB, (0.0, 0.0, 0.0))
+    assert found.from_full == Gap(MOST_DB, (0.0, 0.0, 0.0))
     assert found.from_pixels == found.full_from_pixels
 
 

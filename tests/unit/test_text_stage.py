@@ -21,6 +21,8 @@ from torch.utils.data import Dataset
 from nanoflux_mobile.compress.static_ln import to_static
 from nanoflux_mobile.compress.text import Sizes, cut_out, pretrained, sizes_of
 from nanoflux_mobile.compress.token_downsampling import downsampled
+from nanoflux_mobile.distill.desk import Desk
+from nanoflux_mobile.distill.learning import TrainConfig
 from nanoflux_mobile.distill.material import Material
 from nanoflux_mobile.distill.rollout import (
     Prompts,
@@ -32,8 +34,6 @@ from nanoflux_mobile.distill.rollout import (
 )
 from nanoflux_mobile.distill.stages import text
 from nanoflux_mobile.distill.stages.text import Settings, Span
-from nanoflux_mobile.distill.teaching import Desk
-from nanoflux_mobile.distill.trainer import TrainConfig
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.families.nanoflux import T5_KEYS, FluxParts, Networks, noise_levels
 from nanoflux_mobile.families.nanoflux.flow import Clean, path_of, velocity

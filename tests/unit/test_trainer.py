@@ -29,16 +29,15 @@ from torch.utils.data import Dataset
 
 import nanoflux_mobile
 from nanoflux_mobile.distill import run_files, trainer
-from nanoflux_mobile.distill.run_files import check_identity, read_rows
-from nanoflux_mobile.distill.trainer import (
+from nanoflux_mobile.distill.learning import (
     TrainConfig,
-    averaged_state,
     check_device,
     half_precision,
     learning_rate,
     make_optimizers,
-    train,
 )
+from nanoflux_mobile.distill.run_files import check_identity, read_rows
+from nanoflux_mobile.distill.trainer import averaged_state, train
 from nanoflux_mobile.errors import CheckFailed, InputError
 from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux
 from nanoflux_mobile.models.tiny_decoder import SeparableConv

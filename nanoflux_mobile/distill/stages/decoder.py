@@ -32,11 +32,12 @@ from torch.utils.data import TensorDataset
 from nanoflux_mobile.compress.decoder import check_decoder, tiny_decoder
 from nanoflux_mobile.distill.adversary import Contest, fooling, seeded_critic, telling
 from nanoflux_mobile.distill.answers import Answers
+from nanoflux_mobile.distill.decoder_report import judge
+from nanoflux_mobile.distill.desk import Desk
+from nanoflux_mobile.distill.learning import TrainConfig
 from nanoflux_mobile.distill.lessons import STRIDE
 from nanoflux_mobile.distill.perceptual import Perceptual, lpips, open_lpips, trained_here
-from nanoflux_mobile.distill.scoring import HELD_OUT, MOST_DB
-from nanoflux_mobile.distill.teaching import Desk
-from nanoflux_mobile.distill.trainer import Lesson, LossOf, TrainConfig
+from nanoflux_mobile.distill.trainer import Lesson, LossOf
 from nanoflux_mobile.distill.trainer import train as run
 from nanoflux_mobile.families.nanoflux import FluxParts
 from nanoflux_mobile.storage import file_sha256, write_file
@@ -44,8 +45,6 @@ from nanoflux_mobile.strict_json import to_plain
 from nanoflux_mobile.weights import Network, network
 
 REPORT = "decoder.json"
-LEVELS = 127.5
-"""Levels of 8 bits in one unit of pixels in [-1, 1]."""
 
 
 @dataclass(frozen=True)
@@ -90,25 +89,6 @@ class Settings:
                 f"noise, perceptual, adversarial are {weights}, adversary_from is "
                 f"{self.adversary_from}; give numbers from 0, the last up to 1"
             )
-
-
-@dataclass(frozen=True)
-class Gap:
-    """How far pictures are from others: their PSNR in dB over the range of pixels, at most
-    MOST_DB, and the mean signed difference of red, green and blue in levels of 8 bits."""
-
-    psnr_db: float
-    shift: tuple[float, float, float]
-
-
-@dataclass(frozen=True)
-class DecoderReport:
-    """The tiny decoder against the full one and the pixels, and the full one against the pixels."""
-
-    parameters: int
-    from_full: Gap
-    from_pixels: Gap
-    full_from_pixels: Gap
 
 
 def outline(parts: FluxParts, settings: Settings) -> FluxParts:
@@ -244,27 +224,3 @@ def inexact(z_BZhw: Tensor, most: float, rng: torch.Generator) -> Tensor:
     spread_B = most * torch.rand((len(z_BZhw), 1, 1, 1), generator=rng)
     noise_BZhw = spread_B * torch.randn(z_BZhw.shape, generator=rng)
     return z_BZhw + noise_BZhw.to(z_BZhw)
-
-
-@torch.no_grad()
-def judge(desk: Desk, parts: FluxParts, batches: int = 4, size: int = 40) -> DecoderReport:
-    """The student's decoder on pictures that no step has seen, from their exact latents."""
-    full, small = desk.source.vae.to(desk.device), parts.vae.to(desk.device)
-    lessons = desk.material.lessons(desk.seed + HELD_OUT, size)
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
-    for i in range(batches):
-        pixels_BCHW = desk.material.pixels(lessons[i]).to(desk.device)
-        z_BZhw = full.encode(pixels_BCHW)
-        found.append((small.decode(z_BZhw), full.decode(z_BZhw), pixels_BCHW))
-    ours, theirs, pixels = (torch.cat(kind).float().cpu() for kind in zip(*found, strict=True))
-    count = parts.networks.vae.count()
-    return DecoderReport(count, gap(ours, theirs), gap(ours, pixels), gap(theirs, pixels))
-
-
-def gap(ours_BCHW: Tensor, theirs_BCHW: Tensor) -> Gap:
-    """How far pictures in [-1, 1] are from others, as they are shown: clamped."""
-    ours, theirs = ours_BCHW.double().clamp(-1, 1), theirs_BCHW.double().clamp(-1, 1)
-    error = ours - theirs
-    red, green, blue = (LEVELS * error.mean((0, 2, 3))).tolist()
-    decibels = min(MOST_DB, float(10 * torch.log10(4 / error.square().mean())))
-    return Gap(round(decibels, 3), (round(red, 4), round(green, 4), round(blue, 4)))

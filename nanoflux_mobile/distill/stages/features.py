@@ -9,16 +9,9 @@ from typing import Literal
 from nanoflux_mobile.compress.features import cut_features, first_channels, value_bases
 from nanoflux_mobile.compress.importance import measure
 from nanoflux_mobile.compress.redundancy import second_moments
+from nanoflux_mobile.distill.desk import Desk, calibration, check_full, runs_of, with_network
 from nanoflux_mobile.distill.plan import share_of
-from nanoflux_mobile.distill.teaching import (
-    Desk,
-    Phase,
-    calibration,
-    check_full,
-    runs_of,
-    taught,
-    with_network,
-)
+from nanoflux_mobile.distill.teaching import Phase, taught
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.families.nanoflux import FluxParts
 

@@ -8,16 +8,9 @@ from typing import Literal
 
 from nanoflux_mobile.compress.heads import check_heads, cut_heads, most_important
 from nanoflux_mobile.compress.importance import measure
+from nanoflux_mobile.distill.desk import Desk, calibration, check_full, runs_of, with_network
 from nanoflux_mobile.distill.plan import share_of
-from nanoflux_mobile.distill.teaching import (
-    Desk,
-    Phase,
-    calibration,
-    check_full,
-    runs_of,
-    taught,
-    with_network,
-)
+from nanoflux_mobile.distill.teaching import Phase, taught
 from nanoflux_mobile.families.nanoflux import FluxParts
 
 

@@ -15,8 +15,9 @@ from nanoflux_mobile.compress.merging import (
     one_run,
     similar_runs,
 )
+from nanoflux_mobile.distill.desk import Desk, calibration, runs_of, with_network
 from nanoflux_mobile.distill.plan import share_of
-from nanoflux_mobile.distill.teaching import Desk, Phase, calibration, runs_of, taught, with_network
+from nanoflux_mobile.distill.teaching import Phase, taught
 from nanoflux_mobile.families.nanoflux import FluxParts
 
 

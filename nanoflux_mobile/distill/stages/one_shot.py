@@ -14,8 +14,9 @@ from nanoflux_mobile.compress.features import cut_features, first_channels, narr
 from nanoflux_mobile.compress.heads import check_heads, cut_heads, most_important
 from nanoflux_mobile.compress.magnitude import magnitudes
 from nanoflux_mobile.compress.merging import check_blocks, deleted, one_run
+from nanoflux_mobile.distill.desk import Desk, with_network
 from nanoflux_mobile.distill.plan import share_of
-from nanoflux_mobile.distill.teaching import Desk, Phase, taught, with_network
+from nanoflux_mobile.distill.teaching import Phase, taught
 from nanoflux_mobile.families.nanoflux import FluxParts
 from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux
 from nanoflux_mobile.weights import network

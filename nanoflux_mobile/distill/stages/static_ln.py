@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from nanoflux_mobile.compress.static_ln import to_static
-from nanoflux_mobile.distill.teaching import Desk, Phase, taught, with_network
+from nanoflux_mobile.distill.desk import Desk, with_network
+from nanoflux_mobile.distill.teaching import Phase, taught
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.families.nanoflux import FluxParts, make_student
 

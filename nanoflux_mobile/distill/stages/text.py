@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from nanoflux_mobile.compress.text import Sizes, cut_out, pretrained, sizes_of
+from nanoflux_mobile.distill.desk import Desk
+from nanoflux_mobile.distill.learning import TrainConfig
 from nanoflux_mobile.distill.lessons import STRIDE
 from nanoflux_mobile.distill.rollout import Prompts, cut_off, rollout_loss
-from nanoflux_mobile.distill.teaching import Desk
-from nanoflux_mobile.distill.trainer import Lesson, LossOf, TrainConfig
+from nanoflux_mobile.distill.trainer import Lesson, LossOf
 from nanoflux_mobile.distill.trainer import train as train_model
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.families.nanoflux import T5_KEYS, FluxParts

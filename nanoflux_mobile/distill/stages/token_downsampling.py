@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanoflux_mobile.compress.token_downsampling import downsampled
-from nanoflux_mobile.distill.teaching import Desk, Phase, taught, teach, with_network
+from nanoflux_mobile.distill.desk import Desk, with_network
+from nanoflux_mobile.distill.teaching import Phase, taught, teach
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.families.nanoflux import FluxParts
 from nanoflux_mobile.models.nanoflux import NanoFlux
