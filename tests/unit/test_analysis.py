@@ -303,7 +303,7 @@ def with_values(heads: int, values_HK: Tensor) -> NanoFlux:
     return model
 
 
-def head_loss(teacher: NanoFlux, student: NanoFlux) -> float:
+def gap_of_heads(teacher: NanoFlux, student: NanoFlux) -> float:
     draw = partial(torch.randn, generator=torch.Generator().manual_seed(3))
     x_BSC, step_B = draw(4, 4, 4), torch.tensor([0, 0, 1, 1])
     t_B = torch.tensor([1.0, 1.0, 0.5, 0.5])
@@ -322,13 +322,13 @@ def test_heads_of_equal_means_have_no_loss_whatever_their_number() -> None:
     fewer = torch.randn(16, 6, generator=torch.Generator().manual_seed(1))
     fewer += values.mean(0) - fewer.mean(0)
     teacher, student = with_values(24, values), with_values(16, fewer)
-    assert head_loss(teacher, student) == pytest.approx(0, abs=NO_LOSS)
+    assert gap_of_heads(teacher, student) == pytest.approx(0, abs=NO_LOSS)
     shifted = with_values(16, fewer + 0.5)
     # Half a unit off on every channel of both blocks: a quarter from each.
-    assert head_loss(teacher, shifted) == pytest.approx(0.5, rel=FLOAT32 * 10)
+    assert gap_of_heads(teacher, shifted) == pytest.approx(0.5, rel=FLOAT32 * 10)
 
 
 def test_a_copy_has_no_loss() -> None:
     teacher = randomized(with_values(24, torch.zeros(24, 6)).cfg)
     # The teacher runs on half of the batch, where float32 sums end in other bits.
-    assert head_loss(teacher, teacher) == pytest.approx(0, abs=NO_LOSS)
+    assert gap_of_heads(teacher, teacher) == pytest.approx(0, abs=NO_LOSS)
