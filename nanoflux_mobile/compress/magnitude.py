@@ -30,7 +30,7 @@ def magnitudes(network: Network[NanoFlux]) -> Importance:
         squares = network.tensor(name).double().square()
         for axis, kind in enumerate(kinds):
             if kind:
-                along = squares.sum([i for i in range(squares.ndim) if i != axis])
+                along = squares.movedim(axis, 0).flatten(1).sum(1) if squares.ndim > 1 else squares
                 _add(sums, kind, _block(name, cfg), along, cfg)
     blocks = range(cfg.num_layers + cfg.num_single_layers)
     heads, width = cfg.num_attention_heads, cfg.attention_head_dim
