@@ -16,7 +16,8 @@ from nanoflux_mobile.families.nanoflux.flow import noised, path_of, velocity
 MOST_DB = 200.0
 """What equal velocities score; beyond what float32 can tell apart."""
 HELD_OUT = 104_729
-"""Added to a seed for batches that no training step sees."""
+"""Added to a seed for batches that no training step sees; of a folder, which is finite, they are
+its pictures in another order."""
 
 
 @dataclass(frozen=True)
