@@ -159,3 +159,17 @@ def test_cuts_of_size_come_before_token_downsampling(cut):
 def test_a_count_may_be_a_number():
     (stage, *_) = plan.load("tiny", ("heads.heads=8",)).stages
     assert stage.settings.heads == "8"
+
+
+BASELINES = sorted((Path(__file__).parents[2] / "benchmarks" / "student_study").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", BASELINES, ids=lambda path: path.stem)
+def test_baselines_end_where_the_chain_is_after_merging(path):
+    teacher = load(open_checkpoint(ASSETS))
+    chained = {one.cut: parts for one, parts in chain.outline(teacher, plan.load("tiny"))}
+    found = plan.load(str(path))
+    assert list(chain.outline(teacher, found))[-1][1].flux == chained["merging"].flux
+    tiny = plan.load("tiny").stages[:3]
+    steps = sum(phase.steps for stage in tiny for phase in stage.settings.train)
+    assert sum(phase.steps for stage in found.stages for phase in stage.settings.train) == steps
