@@ -78,7 +78,9 @@ class FluxFile:
         """What the shapes leave open: the field of the config and why."""
         head = self._size("attn.norm_q.weight", 0, "transformer_blocks.0.")
         rope = f"axes_dims_rope (heads of {head} may share their width in many ways)"
-        low = "low_resolution_blocks (any blocks may run between its resamplers)"
+        low = (
+            "low_resolution_blocks, low_resolution_skip (any blocks may run between its resamplers)"
+        )
         resampled = any(name.startswith("downsampler.") for name in self.weights)
         return [rope] * (head not in ROPE_AXES) + [low] * resampled
 

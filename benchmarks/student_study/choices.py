@@ -23,6 +23,7 @@ from nanoflux_mobile.strict_json import from_plain
 
 PROMPTS = ["a red circle above a blue square", "three green triangles on a black background"]
 ABSORB = {"steps": 1, "lr": 1e-3}
+SKIP = {"absorb": ABSORB, "skip": True}
 ROWS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("8 of 12 heads, the first", "heads", {"choose": "first"}),
     ("8 of 12 heads, by importance", "heads", {"choose": "importance"}),
@@ -36,6 +37,9 @@ ROWS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("low steps from block 7", "token_downsampling", {"start": 7, "absorb": ABSORB}),
     ("low steps from block 4", "token_downsampling", {"start": 4, "absorb": ABSORB}),
     ("low steps from block 1", "token_downsampling", {"start": 1, "absorb": ABSORB}),
+    ("the same with a skip, from block 7", "token_downsampling", {**SKIP, "start": 7}),
+    ("the same with a skip, from block 4", "token_downsampling", {**SKIP, "start": 4}),
+    ("the same with a skip, from block 1", "token_downsampling", {**SKIP, "start": 1}),
 )
 
 

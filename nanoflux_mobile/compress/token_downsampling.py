@@ -3,7 +3,8 @@
 Put in at their final place at once they are unstable (the paper's own finding), so they start
 around the last single block and D moves back a block at a time while U stays. D starts as the mean
 of four tokens and U as bilinear interpolation, both residual blocks as the identity, so that a new
-low step is a blurred one and not noise; how the paper starts them is not published.
+low step is a blurred one and not noise, or with a skip a full one whose late blocks saw a blurred
+picture; how the paper starts them is not published.
 
 Shapes: D width, T steps, N modulation rows.
 """
@@ -31,6 +32,7 @@ def downsampled(
     share: float = 0.5,
     seed: int = 0,
     separable: bool = False,
+    skip: bool = False,
 ) -> Network[NanoFlux]:
     """The network whose low steps run the single blocks from `start` to the last at half the side.
 
@@ -42,6 +44,7 @@ def downsampled(
         share: how much of the sampling, from its noisy end, takes low steps.
         seed: of the new first convolutions.
         separable: whether new resamplers have separable convolutions; others stay as they are.
+        skip: whether image tokens also go round new resamplers; others stay as they are.
 
     Raises:
         InputError: a start beyond the last block.
@@ -57,6 +60,7 @@ def downsampled(
         low_resolution_blocks=(start, old.num_single_layers),
         low_resolution_share=share,
         separable_resamplers=old.separable_resamplers if old.downsamples else separable,
+        low_resolution_skip=old.low_resolution_skip if old.downsamples else skip,
     )
     with torch.device("meta"):
         skeleton = NanoFlux(cfg).eval().requires_grad_(False)

@@ -32,6 +32,7 @@ from nanoflux_mobile.distill.pictures import write_pictures
 from nanoflux_mobile.distill.plan import STAGES, Plan, Stage
 from nanoflux_mobile.distill.run_files import check_identity
 from nanoflux_mobile.distill.scoring import StageScores, parameters, score, score_student
+from nanoflux_mobile.distill.teaching import check_phases
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.families.nanoflux import FluxParts, load, save
 from nanoflux_mobile.spec import content_digest
@@ -69,8 +70,10 @@ def outline(teacher: FluxParts, plan: Plan) -> Iterator[tuple[Stage, FluxParts]]
     """Every stage and the student after it, in shapes only; InputError if the plan cannot apply."""
     parts = teacher
     for number, stage in enumerate(plan.stages, 1):
+        before = parts
         try:
-            parts = plugins.load(STAGES, stage.cut).outline(parts, stage.settings)
+            parts = plugins.load(STAGES, stage.cut).outline(before, stage.settings)
+            check_phases(teacher, before, parts, getattr(stage.settings, "train", ()))
         except (InputError, ValueError) as problem:
             raise InputError(f"stage {number} of plan {plan.name}, {stage.name}: {problem}") from (
                 problem

@@ -21,13 +21,18 @@ from nanoflux_mobile.families.nanoflux.flow import Noised, noised, path_of, velo
 from nanoflux_mobile.models.nanoflux import NanoFlux
 from nanoflux_mobile.weights import Network
 
+MEASURED = 7_919
+"""Added to a seed for batches that students are measured on before a cut."""
+
 
 @dataclass(frozen=True)
 class Desk:
     """What every stage works with.
 
     source: the checkpoint that is compressed. before: the student as it enters the stage.
-    calibration: batches of material for what is measured before a cut, from another seed.
+    answers: where the source's velocities are kept, None for nowhere. steps: Euler steps of the
+    student. batch: samples of a training step. identity: what a run of the stage is of.
+    on_step: hears what is under way, how far it is, and of how much.
     """
 
     source: FluxParts
@@ -60,7 +65,7 @@ def check_full(parts: FluxParts) -> None:
 
 def calibration(desk: Desk, parts: FluxParts, batches: int, size: int) -> list[Noised]:
     """Batches to measure `parts` on before a cut, from a seed that no training step uses."""
-    lessons = desk.material.lessons(desk.seed + 7919, size)
+    lessons = desk.material.lessons(desk.seed + MEASURED, size)
     sigmas = path_of(parts, desk.steps).sigmas
     rng = torch.Generator().manual_seed(desk.seed)
     return [noised(desk.material.clean(lessons[i]), sigmas, rng) for i in range(batches)]

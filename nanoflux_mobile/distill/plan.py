@@ -42,7 +42,7 @@ class Plan:
     """
 
     schema: Literal["compress/1"]
-    family: str
+    family: Literal["nanoflux"]
     summary: str
     steps: int
     batch: int

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -20,13 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from nanoflux_mobile.compress.importance import inputs_of
-from nanoflux_mobile.distill.answers import as_kept
+from nanoflux_mobile.distill.answers import NAMES, as_kept
 from nanoflux_mobile.distill.desk import Desk, check_latents, with_network
 from nanoflux_mobile.distill.learning import TrainConfig
 from nanoflux_mobile.distill.lessons import STRIDE
-from nanoflux_mobile.distill.trainer import train
+from nanoflux_mobile.distill.trainer import Lesson, LossOf, train
+from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.families.nanoflux import FluxParts
 from nanoflux_mobile.families.nanoflux.flow import Clean, Noised, noised, path_of, velocity
+from nanoflux_mobile.families.nanoflux.flow import Path as FlowPath
 from nanoflux_mobile.models.nanoflux import NanoFlux
 from nanoflux_mobile.weights import network
 
@@ -80,6 +82,22 @@ def head_outputs(model: NanoFlux, seen: Mapping[str, Tensor], rows: slice) -> li
     singles = range(model.cfg.num_single_layers)
     found += [seen[f"single {j}"][rows][..., :width] for j in singles]
     return [joint.unflatten(-1, (heads, -1)) for joint in found]
+
+
+def check_phases(
+    source: FluxParts, before: FluxParts, after: FluxParts, phases: Sequence[Phase]
+) -> None:
+    """InputError for heads that are to be compared but do not correspond block by block."""
+    for phase in phases:
+        teacher = (source if phase.teacher == "source" else before).flux
+        blocks = teacher.num_layers, teacher.num_single_layers, teacher.attention_head_dim
+        cfg = after.flux
+        alike = blocks == (cfg.num_layers, cfg.num_single_layers, cfg.attention_head_dim)
+        if phase.head_features and (cfg.downsamples or not alike):
+            raise InputError(
+                "head_features compares heads of equal width, block by block, at full resolution, "
+                "which this student and its teacher no longer have; leave it out of this stage"
+            )
 
 
 def teach(
@@ -144,39 +162,31 @@ class _Steps(torch.utils.data.Dataset[tuple[Tensor, ...]]):
 
 def _loss(
     desk: Desk, parts: FluxParts, student: NanoFlux, phase: Phase, teacher: FluxParts
-) -> Callable[[tuple[Tensor, ...], int], tuple[Tensor, dict[str, float]]]:
-    taught, path = (
-        path_of(teacher, desk.steps, desk.device),
-        path_of(parts, desk.steps, desk.device),
-    )
+) -> LossOf:
     model = teacher.denoiser.to(desk.device)
-    lessons = desk.material.lessons(desk.seed, desk.batch)
+    theirs = path_of(teacher, desk.steps, desk.device)
+    path = path_of(parts, desk.steps, desk.device)
     rows = slice(None, None, round(1 / phase.features_share))
 
-    def clean_of(lesson: tuple[Tensor, ...]) -> Clean:
-        if desk.answers is None:
-            return desk.material.clean(lesson[1:])
-        index = int(lesson[0])
-        stored = desk.answers.get(index, lambda: _recorded(desk, lessons[index], index))
-        said = {k: v.to(desk.device) for k, v in stored.items()}
-        answered["velocity"] = said.pop("velocity")
-        return Clean(**said)
-
-    answered: dict[str, Tensor] = {}
-
-    def loss_of(lesson: tuple[Tensor, ...], step: int) -> tuple[Tensor, dict[str, float]]:
-        clean = clean_of(lesson)
+    def loss_of(lesson: Lesson, step: int) -> tuple[Tensor, dict[str, float]]:
+        clean, answer_BSC = _read(desk, lesson)
         batch = noised(clean, path.sigmas, _rng(desk, int(lesson[0])))
         with inputs_of(attention_outputs(student) if phase.head_features else {}) as ours:
-            said = velocity(student, batch, path)
-        target = _target(phase, teacher is desk.source, answered, batch, model, taught)
-        errors_B = (said.float() - target.float()).square().mean((1, 2))
-        figures = {"velocity": errors_B.mean().item()}
-        if not phase.head_features:
-            return errors_B.mean(), figures
-        features = head_loss(model, student, ours, batch, taught, rows)
-        figures["features"] = features.item()
-        return errors_B.mean() + phase.head_features * features, figures
+            said_BSC = velocity(student, batch, path)
+        if phase.teacher == "data":
+            target_BSC = batch.target_BSC
+        elif answer_BSC is None or teacher is not desk.source:
+            with torch.no_grad():
+                target_BSC = velocity(model, batch, theirs)
+        else:
+            target_BSC = answer_BSC
+        loss = (said_BSC.float() - target_BSC.float()).square().mean()
+        figures = {"velocity": loss.item()}
+        if phase.head_features:
+            features = head_loss(model, student, ours, batch, theirs, rows)
+            figures["features"] = features.item()
+            loss = loss + phase.head_features * features
+        return loss, figures
 
     return loss_of
 
@@ -185,30 +195,25 @@ def _rng(desk: Desk, index: int) -> torch.Generator:
     return torch.Generator().manual_seed(desk.seed * STRIDE + index)
 
 
+def _read(desk: Desk, lesson: Lesson) -> tuple[Clean, Tensor | None]:
+    """A lesson's latents and states, and the source's velocity where answers are recorded."""
+    if desk.answers is None:
+        return desk.material.clean(lesson[1:]), None
+    index = int(lesson[0])
+    stored = desk.answers.get(index, lambda: _recorded(desk, index))
+    *clean, answer_BSC = (stored[name].to(desk.device) for name in NAMES)
+    return Clean(*clean), answer_BSC
+
+
 @torch.no_grad()
-def _recorded(desk: Desk, lesson: tuple[Tensor, ...], index: int) -> dict[str, Tensor]:
+def _recorded(desk: Desk, index: int) -> dict[str, Tensor]:
     """What is kept of a batch: its clean latents and states, and the source's velocity."""
-    clean = desk.material.clean(tuple(t.to(desk.device) for t in lesson))
+    lesson: Lesson = desk.material.lessons(desk.seed, desk.batch)[index]
+    clean = desk.material.clean(tuple(tensor.to(desk.device) for tensor in lesson))
     kept = {name: as_kept(tensor).float() for name, tensor in clean.tensors().items()}
     path = path_of(desk.source, desk.steps, desk.device)
     batch = noised(Clean(**kept), path.sigmas, _rng(desk, index))
     return {**kept, "velocity": velocity(desk.source.denoiser, batch, path)}
-
-
-@torch.no_grad()
-def _target(
-    phase: Phase,
-    from_source: bool,
-    answered: Mapping[str, Tensor],
-    batch: Noised,
-    model: NanoFlux,
-    path: Any,
-) -> Tensor:
-    if phase.teacher == "data":
-        return batch.target_BSC
-    if from_source and "velocity" in answered:
-        return answered["velocity"]
-    return velocity(model, batch, path)
 
 
 def head_loss(
@@ -216,7 +221,7 @@ def head_loss(
     student: NanoFlux,
     ours: Mapping[str, Tensor],
     batch: Noised,
-    path: Any,
+    path: FlowPath,
     rows: slice,
 ) -> Tensor:
     """Squared difference of the heads' means on some rows, means over tokens, a sum over blocks."""

@@ -38,10 +38,12 @@ Rope = tuple[Tensor, Tensor]
 class FluxConfig:
     """Sizes of a FLUX transformer, by the names of diffusers' transformer/config.json.
 
-    The last four are ours. `static_steps`: 0 means AdaLN, n means a Static-LN table of n scheduled
+    The last five are ours. `static_steps`: 0 means AdaLN, n means a Static-LN table of n scheduled
     steps. `low_resolution_blocks`: the single blocks [start, stop) that low steps run at half the
     side, (0, 0) for none. `low_resolution_share`: how much of the sampling runs so, from its noisy
     end. `separable_resamplers`: whether the convolutions between both grids are separable.
+    `low_resolution_skip`: whether image tokens go round the low blocks at full resolution, and what
+    these change is added; otherwise all of the picture goes through a quarter of its tokens.
     """
 
     in_channels: int
@@ -57,6 +59,7 @@ class FluxConfig:
     low_resolution_blocks: tuple[int, int] = (0, 0)
     low_resolution_share: float = 0.5
     separable_resamplers: bool = False
+    low_resolution_skip: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a RoPE split that leaves a head unfilled, and low blocks that do not exist."""
@@ -374,9 +377,13 @@ class NanoFlux(nn.Module):
         start, stop = self.cfg.low_resolution_blocks
         text = h_BLD.shape[1] - grid[0] * grid[1]
         h_BLD = self._singles(h_BLD, rows, ropes[0], 0, start)
-        image = self.downsampler(h_BLD[:, text:], rows[-3], grid)
-        h_BLD = torch.cat((h_BLD[:, :text], image), 1)
+        full = h_BLD[:, text:]
+        low = self.downsampler(full, rows[-3], grid)
+        h_BLD = torch.cat((h_BLD[:, :text], low), 1)
         h_BLD = self._singles(h_BLD, rows, ropes[1], start, stop)
-        image = self.upsampler(h_BLD[:, text:], rows[-2], grid)
+        if self.cfg.low_resolution_skip:
+            image = full + self.upsampler(h_BLD[:, text:] - low, rows[-2], grid)
+        else:
+            image = self.upsampler(h_BLD[:, text:], rows[-2], grid)
         h_BLD = torch.cat((h_BLD[:, :text], image), 1)
         return self._singles(h_BLD, rows, ropes[0], stop, self.cfg.num_single_layers)

@@ -36,6 +36,7 @@ FORMS = {
     "separably resampled": replace(
         MICRO, static_steps=2, low_resolution_blocks=(1, 3), separable_resamplers=True
     ),
+    "resampled with a skip": replace(MICRO, low_resolution_blocks=(1, 3), low_resolution_skip=True),
 }
 SIDE, TEXT = 4, 3
 """A square of image tokens behind a few words."""

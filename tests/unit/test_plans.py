@@ -173,3 +173,11 @@ def test_baselines_end_where_the_chain_is_after_merging(path):
     tiny = plan.load("tiny").stages[:3]
     steps = sum(phase.steps for stage in tiny for phase in stage.settings.train)
     assert sum(phase.steps for stage in found.stages for phase in stage.settings.train) == steps
+
+
+@pytest.mark.parametrize("stage", ["features", "merging", "token-downsampling"])
+def test_heads_are_compared_only_where_they_correspond(stage):
+    key = {"features": "features.train.2"}.get(stage, f"{stage}.train.1")
+    found = plan.load("tiny", (f"{key}.head_features=1.0",))
+    with pytest.raises(InputError, match=rf"plan tiny, {stage}: head_features compares heads"):
+        list(chain.outline(load(open_checkpoint(ASSETS)), found))

@@ -242,6 +242,10 @@ LOWS = {
     "the last block": dataclasses.replace(FLUX, low_resolution_blocks=(2, 3)),
     "all blocks": dataclasses.replace(FLUX, low_resolution_blocks=(0, 3)),
     "separable": dataclasses.replace(LOW, separable_resamplers=True),
+    "a skip": dataclasses.replace(LOW, low_resolution_skip=True),
+    "a skip around all blocks": dataclasses.replace(
+        FLUX, low_resolution_blocks=(0, 3), low_resolution_skip=True
+    ),
     "no double blocks": dataclasses.replace(LOW, num_layers=0),
 }
 T5 = T5Config(40, 24, 8, 32, 3, 2, 32, 128, 1e-6, "gated-gelu")

@@ -74,6 +74,37 @@ def test_a_first_low_step_is_a_blurred_one(form: str, separable: bool) -> None:
 
 
 @pytest.mark.parametrize("form", PLAIN)
+@pytest.mark.parametrize("separable", [False, True])
+def test_with_a_skip_a_low_step_of_blocks_that_add_nothing_is_a_full_one(
+    form: str, separable: bool
+) -> None:
+    before = silenced(make(FORMS[form]))
+    model = downsampled(before, 1, separable=separable, skip=True).module
+    assert torch.equal(velocity(model, low=True), velocity(before.module))
+    assert not torch.equal(velocity(downsampled(before, 1).module, True), velocity(before.module))
+
+
+def test_a_skip_adds_what_the_low_blocks_changed() -> None:
+    model = make(FORMS["resampled with a skip"]).module
+    grid, rows_BND, made = (SIDE, SIDE), rows_of(model), {}
+    parts = {"down": model.downsampler, "last": model.single_transformer_blocks[2]}
+    hooks = [
+        part.register_forward_hook(lambda _, given, out, name=name: made.update({name: out}))
+        for name, part in parts.items()
+    ]
+    with inputs_of({"down": model.downsampler, "up": model.upsampler}) as seen:
+        said = velocity(model, low=True)
+    for hook in hooks:
+        hook.remove()
+    assert torch.equal(seen["up"], made["last"][:, TEXT:] - made["down"])
+    raised = model.upsampler(seen["up"], rows_BND[:, -6:-2], grid)
+    image = seen["down"] + raised
+    assert raised.std() > 0.1 * image.std()
+    shift, scale = rows_BND[:, -2:].unbind(1)
+    assert torch.equal(said, model.proj_out(modulate(image, shift, scale)))
+
+
+@pytest.mark.parametrize("form", PLAIN)
 def test_low_blocks_meet_a_quarter_of_the_picture_and_all_of_the_text(form: str) -> None:
     model = downsampled(make(FORMS[form]), 1).module
     blocks = {str(i): block for i, block in enumerate(model.single_transformer_blocks)}
@@ -112,7 +143,9 @@ def test_a_step_table_gets_its_six_rows_before_the_last_two() -> None:
     assert not new[:, -8:-2].any()
 
 
-@pytest.mark.parametrize("form", ["AdaLN resampled", "separably resampled"])
+@pytest.mark.parametrize(
+    "form", ["AdaLN resampled", "separably resampled", "resampled with a skip"]
+)
 @pytest.mark.parametrize("start", [0, 2])
 def test_moving_d_keeps_every_weight(form: str, start: int) -> None:
     before = make(FORMS[form])
@@ -135,6 +168,10 @@ def test_what_is_new_is_of_the_kind_asked_for_and_what_is_there_stays() -> None:
     assert full.count() - small.count() == 8 * (9 * width**2 - (width**2 + 9 * width))
     assert downsampled(small, 2, separable=False).skeleton.cfg.separable_resamplers
     assert not downsampled(full, 2, separable=True).skeleton.cfg.separable_resamplers
+    round_it = downsampled(before, 1, skip=True)
+    assert round_it.weights.keys() == full.weights.keys()
+    assert downsampled(round_it, 2).skeleton.cfg.low_resolution_skip
+    assert not downsampled(full, 2, skip=True).skeleton.cfg.low_resolution_skip
 
 
 def test_where_d_stands_does_not_matter_to_blocks_that_add_nothing() -> None:

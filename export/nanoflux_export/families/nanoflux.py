@@ -30,7 +30,7 @@ from nanoflux_export.mobile.denoiser import (
     VelocityStage,
 )
 from nanoflux_export.mobile.text_encoder import BiasedBlock, MobileEmbedding, MobileEnding
-from nanoflux_export.mobile.token_resampling import DownStage, UpStage
+from nanoflux_export.mobile.token_resampling import DownStage, SkipUpStage, UpStage
 from nanoflux_export.tape import Lazy, Tape
 from nanoflux_mobile.families.nanoflux import FluxParts, joint_rope, low_rope
 from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux, Rope
@@ -168,9 +168,12 @@ def put_singles(
     grid = square_grid(whole[3] - text)
     small = (*whole[:3], text + math.prod(half_grid(grid))) if low else whole
 
-    def put(name: str, kind: str, built: Lazy, after: str, shape: Shape) -> str:
-        tape.put(name, built, (value, f"rows_{name}"), kind, **{after: shape})
+    def put(name: str, kind: str, built: Lazy, after: str, shape: Shape, *more: str) -> str:
+        tape.put(name, built, (value, f"rows_{name}", *more), kind, **{after: shape})
         return after
+
+    skip = ("low_down", f"h_{start}") if cfg.low_resolution_skip else ()
+    upward = SkipUpStage if skip else UpStage
 
     for i in range(cfg.num_single_layers):
         if low and i == start:
@@ -184,8 +187,8 @@ def put_singles(
         prefix = "low_" if here else ""
         value = put(f"singles.{i}", f"singles_{name}", block, f"{prefix}h_{i + 1}", shape)
         if low and i + 1 == stop:
-            up = _piece(network, "upsampler", lambda source: UpStage(source, grid))
-            value = put("upsampler", "upsampler", up, "low_up", whole)
+            up = _piece(network, "upsampler", lambda source: upward(source, grid))
+            value = put("upsampler", "upsampler", up, "low_up", whole, *skip)
     return value
 
 

@@ -78,8 +78,27 @@ class UpStage(nn.Module):
 
     def forward(self, h: Tensor, rows: Tensor) -> Tensor:
         """(1, D, 1, T + S/4) and rows (1, D, 1, 4) -> (1, D, 1, T + S)."""
-        m = rows.split(1, 3)
         text, image = split_image(h, self.grid)
+        return join_image(text, self.raised(image, rows))
+
+    def raised(self, image: Tensor, rows: Tensor) -> Tensor:
+        """(1, D, rows/2, columns/2) -> (1, D, rows, columns)."""
+        m = rows.split(1, 3)
         image = self.resnet_low(image, m[0], m[1])
         image = F.interpolate(image, scale_factor=2.0, mode="bilinear", align_corners=False)
-        return join_image(text, self.resnet_full(self.conv(image), m[2], m[3]))
+        return self.resnet_full(self.conv(image), m[2], m[3])
+
+
+class SkipUpStage(nn.Module):
+    """U with a skip: what the low blocks changed is added to the image tokens D was given."""
+
+    def __init__(self, source: Upsampler, grid: Grid) -> None:
+        super().__init__()
+        self.up, self.grid = UpStage(source, grid), grid
+
+    def forward(self, h: Tensor, rows: Tensor, low: Tensor, full: Tensor) -> Tensor:
+        """Of UpStage, with what D gave, (1, D, 1, T + S/4), and was given, (1, D, 1, T + S)."""
+        text, image = split_image(h, self.up.grid)
+        _, before = split_image(low, self.up.grid)
+        _, around = split_image(full, self.grid)
+        return join_image(text, around + self.up.raised(image - before, rows))

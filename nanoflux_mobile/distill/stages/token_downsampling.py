@@ -19,15 +19,17 @@ from nanoflux_mobile.weights import Network
 class Settings:
     """start: the first low single block in the end. stride: how many blocks D moves at a time.
     share: of the sampling, from its noisy end, that runs low. separable: the form of the
-    resamplers' convolutions. absorb: the phase at every place of D, in which the blocks it has just
-    absorbed and D itself learn, and in the first one U and the projections. train: phases of
-    everything, in order; the paper has one."""
+    resamplers' convolutions. skip: whether image tokens also go round the low blocks. absorb: the
+    phase at every place of D, in which the blocks it has just absorbed and D itself learn, and in
+    the first one U and the projections. train: phases of everything, in order; the paper has one.
+    """
 
     absorb: Phase
     start: int = 1
     stride: int = 1
     share: float = 0.5
     separable: bool = False
+    skip: bool = False
     train: tuple[Phase, ...] = ()
 
 
@@ -47,7 +49,8 @@ def outline(parts: FluxParts, settings: Settings) -> FluxParts:
 def _downsampled(
     network: Network[NanoFlux], start: int, settings: Settings, seed: int = 0
 ) -> Network[NanoFlux]:
-    return downsampled(network, start, settings.share, seed, settings.separable)
+    form = settings.separable, settings.skip
+    return downsampled(network, start, settings.share, seed, *form)
 
 
 def places(single_blocks: int, settings: Settings) -> list[int]:
