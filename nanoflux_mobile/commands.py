@@ -23,6 +23,10 @@ def compress(
         str, typer.Option(help="What is learned from: scenes, or a folder; over the plan's own.")
     ] = "",
     device: Annotated[str, typer.Option(help="Where training runs: cpu or cuda.")] = "cpu",
+    compiled: Annotated[
+        bool,
+        typer.Option("--compile", help="Steps by torch.compile: slow to begin, then faster."),
+    ] = False,
     untrained: Annotated[
         bool, typer.Option("--untrained", help="Make the cuts alone; nothing is learned.")
     ] = False,
@@ -52,7 +56,8 @@ def compress(
     screen = Console(stderr=True, highlight=False)
     try:
         with watched(screen) as watch:
-            carry_out(teacher, wanted, place, Choices(data, device, untrained, prompts), watch)
+            choices = Choices(data, device, untrained, prompts, compiled)
+            carry_out(teacher, wanted, place, choices, watch)
     except KeyboardInterrupt:
         screen.print("stopped; run the same command again to go on from the last save")
         raise

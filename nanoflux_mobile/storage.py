@@ -185,6 +185,34 @@ def _try_lock(file: int) -> bool:
     return True
 
 
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Make `folder` and hold it for this process; it is free again however the process ends.
+
+    Raises:
+        InputError: another process holds it, or the place cannot be written.
+    """
+    with _explained(folder, _FULL | _REFUSED):
+        folder.mkdir(parents=True, exist_ok=True)
+        held = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        _lock_or_say(held, folder)
+        yield
+    finally:
+        os.close(held)
+
+
+def _lock_or_say(file: int, folder: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as busy:
+        raise InputError(
+            f"another process works in {folder}; wait for it, stop it, or name another folder"
+        ) from busy
+    except OSError:
+        pass  # a file system without locks: nothing is held there
+
+
 def _clear(final: Path, token: str) -> None:
     aside = _beside(final, token, "replaced")
     if aside.exists() and not final.exists():

@@ -26,7 +26,7 @@ from nanoflux_mobile.distill.chain_files import (
     write_scores,
 )
 from nanoflux_mobile.distill.desk import Desk, check_latents
-from nanoflux_mobile.distill.learning import check_device
+from nanoflux_mobile.distill.learning import check_compiler, check_device
 from nanoflux_mobile.distill.material import Material, material_of
 from nanoflux_mobile.distill.pictures import write_pictures
 from nanoflux_mobile.distill.plan import STAGES, Plan, Stage
@@ -36,7 +36,7 @@ from nanoflux_mobile.distill.teaching import check_phases
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.families.nanoflux import FluxParts, load, save
 from nanoflux_mobile.spec import content_digest
-from nanoflux_mobile.storage import write_file
+from nanoflux_mobile.storage import alone_in, write_file
 from nanoflux_mobile.strict_json import to_plain
 
 SECONDS, MARK = "seconds", "student.json"
@@ -57,13 +57,15 @@ class Choices:
     """What a call adds to a plan.
 
     data: material, over the plan's own. device: "cpu" or "cuda". untrained: cuts only.
-    prompts: how many pictures a scene score is made of, 0 for none.
+    prompts: how many pictures a scene score is made of, 0 for none. compiled: train by
+    torch.compile.
     """
 
     data: str = ""
     device: str = "cpu"
     untrained: bool = False
     prompts: int = 120
+    compiled: bool = False
 
 
 def outline(teacher: FluxParts, plan: Plan) -> Iterator[tuple[Stage, FluxParts]]:
@@ -94,27 +96,31 @@ def compress(checkpoint: Path, plan: Plan, out: Path, choices: Choices, watch: W
         watch: who hears of progress.
 
     Raises:
-        InputError: a plan that does not apply, or a folder of another run, before any work.
+        InputError: a plan that does not apply, a folder of another run or one that another
+            process works in, before any work.
         CheckFailed: training diverged; what was saved last stays.
     """
     _check_places(checkpoint, out)
     check_device(choices.device)
+    if choices.compiled:
+        check_compiler(choices.device)
     opened = open_checkpoint(checkpoint)
     teacher = _teacher(opened, plan)
     material = None
     if not choices.untrained:
         material = material_of(choices.data or plan.data, teacher, choices.device)
     identity = _identity(opened, plan, material)
-    check_identity(out, identity)
-    for one in stages_of(out, plan):
-        if one.folder.exists():
-            check_identity(one.folder, _own_identity(identity, plan, one))
-    if material is None:
-        parts = _cut_only(teacher, plan, out, watch, identity)
-    else:
-        parts = _carry_out(teacher, plan, out, choices, watch, material, identity)
-    _save_student(parts, out, _own_identity(identity, plan, stages_of(out, plan)[-1]), watch)
-    chain_page.write_report(out, plan)
+    with alone_in(out):
+        check_identity(out, identity)
+        for one in stages_of(out, plan):
+            if one.folder.exists():
+                check_identity(one.folder, _own_identity(identity, plan, one))
+        if material is None:
+            parts = _cut_only(teacher, plan, out, watch, identity)
+        else:
+            parts = _carry_out(teacher, plan, out, choices, watch, material, identity)
+        _save_student(parts, out, _own_identity(identity, plan, stages_of(out, plan)[-1]), watch)
+        chain_page.write_report(out, plan)
     return load(open_checkpoint(out / STUDENT))
 
 
@@ -211,7 +217,7 @@ def _carry_out(
     def desk(before: FluxParts, own: Mapping[str, Any]) -> Desk:
         return Desk(
             teacher, before, material, answers, plan.steps, plan.batch, plan.seed, choices.device,
-            own, watch.on_step,
+            own, watch.on_step, choices.compiled,
         )  # fmt: skip
 
     if read_scores(out) is None:

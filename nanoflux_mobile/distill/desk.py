@@ -32,7 +32,8 @@ class Desk:
     source: the checkpoint that is compressed. before: the student as it enters the stage.
     answers: where the source's velocities are kept, None for nowhere. steps: Euler steps of the
     student. batch: samples of a training step. identity: what a run of the stage is of.
-    on_step: hears what is under way, how far it is, and of how much.
+    on_step: hears what is under way, how far it is, and of how much. compiled: whether students
+    are compiled to train.
     """
 
     source: FluxParts
@@ -45,6 +46,7 @@ class Desk:
     device: str
     identity: Mapping[str, Any]
     on_step: Callable[[str, int, int], None] = lambda what, done, total: None
+    compiled: bool = False
 
 
 def with_network(parts: FluxParts, denoiser: Network[NanoFlux]) -> FluxParts:

