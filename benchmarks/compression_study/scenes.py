@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "quality"))
 
 from scene_scores import score_path
 
-from nanoflux_export.demo import tiny_checkpoint
+from nanoflux_export.demo import tiny_teacher
 from nanoflux_export.pipeline import export
 from nanoflux_export.recipe import load_recipe
 from nanoflux_export.work import Journal
@@ -68,7 +68,7 @@ def main() -> None:
     """Print a line for each row, then all of them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("rows", nargs="+")
-    parser.add_argument("--checkpoint", type=Path, default=tiny_checkpoint())
+    parser.add_argument("--checkpoint", type=Path, default=tiny_teacher())
     parser.add_argument("--recipe", default="tiny-fp16", help="of the other graphs")
     parser.add_argument("--out", type=Path, default=Path("build/scenes"))
     parser.add_argument("--count", type=int, default=120)

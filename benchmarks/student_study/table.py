@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -21,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nanoflux_export.demo import tiny_checkpoint
+from nanoflux_export.demo import tiny_teacher
 from nanoflux_export.graph import MAIN, STEP_FULL, STEP_LOW, Function, Runner
 from nanoflux_export.recipe import load_recipe
 from nanoflux_export.student import make_student
@@ -52,7 +53,7 @@ class Row:
 
 def checkpoints(chains: list[Path]) -> Iterator[tuple[str, Path]]:
     """The teacher, then every stage of every chain before and after training."""
-    yield "teacher", tiny_checkpoint()
+    yield "teacher", tiny_teacher()
     for chain in chains:
         for stage in sorted(path for path in chain.iterdir() if path.name[:2].isdigit()):
             name = f"{chain.name}: {stage.name[3:]}"
@@ -148,8 +149,11 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("build/student-study"))
     told = parser.parse_args()
     found = list(checkpoints(told.chains))
-    rows = [scored(name, path, told.count, told.cache) for name, path in found]
-    timed = [exported(path, told.cache / "files") for _, path in found]
+    rows, timed = [], []
+    for number, (name, path) in enumerate(found, 1):
+        print(f"{number} of {len(found)}  {name}", file=sys.stderr, flush=True)
+        rows.append(scored(name, path, told.count, told.cache))
+        timed.append(exported(path, told.cache / "files"))
     rounds = [[one.milliseconds() for one in timed] for _ in range(ROUNDS)]
     columns = list(rows[0].scores)
     print(f"{'':36}{'total':>9}{'denoiser':>10}{'MMAC':>7}{'ms':>8}" + "".join(

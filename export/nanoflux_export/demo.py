@@ -1,4 +1,4 @@
-"""The whole way on the tiny checkpoint that ships inside the package."""
+"""The whole way on the tiny checkpoints that ship inside the package."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from nanoflux_export.pictures import Painter, open_painter, paint, save_png
 from nanoflux_export.pipeline import Exported, export
 from nanoflux_export.recipe import load_recipe
 from nanoflux_export.report_html import Report, Row, render
-from nanoflux_export.student import make_student
 from nanoflux_export.work import Journal
 from nanoflux_mobile.cost import read_cost
 from nanoflux_mobile.evaluate.grids import side_by_side
@@ -36,31 +35,38 @@ class Demo:
     grid: Path
 
 
-def tiny_checkpoint() -> Path:
-    """The folder of the shipped checkpoint."""
-    return Path(str(resources.files("nanoflux_mobile") / "assets" / "tiny"))
+def tiny_teacher() -> Path:
+    """The folder of the shipped teacher."""
+    return _asset("tiny")
+
+
+def tiny_student() -> Path:
+    """The folder of the student that `nanoflux compress` made of it by the plan `tiny`."""
+    return _asset("tiny-student")
+
+
+def _asset(name: str) -> Path:
+    return Path(str(resources.files("nanoflux_mobile") / "assets" / name))
 
 
 def run(out: Path, journal: Journal) -> Demo:
     """Export the tiny student by every demo recipe, draw with all of them, write the report."""
-    checkpoint = tiny_checkpoint()
     bundles = tuple(
-        bundle for name in RECIPES for bundle in export(checkpoint, load_recipe(name), out, journal)
+        bundle
+        for name in RECIPES
+        for bundle in export(tiny_student(), load_recipe(name), out, journal)
     )
-    student = out / "tiny-student"
-    with journal.step("save the Static-LN student"):
-        made = make_student(checkpoint, load_recipe(RECIPES[0]))
-        made.family.save(made.parts, student)
-    painters = {"PyTorch": open_painter(student)}
+    painters = {"student": open_painter(tiny_student())}
     painters |= {bundle.path.name: open_painter(bundle.path) for bundle in bundles}
     rows = tuple(draw_row(prompt, painters, out / "pictures", journal) for prompt in PROMPTS)
     grid = out / "pictures.png"
-    cells = [[row.pictures[name] for name in painters] for row in rows]
-    side_by_side(cells, list(painters), PROMPTS).save(grid)
+    teacher = open_painter(tiny_teacher())
+    cells = [[paint(teacher, row.prompt, SEED).pixels, *row.pictures.values()] for row in rows]
+    side_by_side(cells, ["teacher", *painters], PROMPTS).save(grid)
     report = Report(
         "nanoflux demo",
-        "A tiny FLUX-shaped checkpoint, made into a Static-LN student, exported to Core ML and "
-        "LiteRT, and drawn by the saved files.",
+        "What all cuts of NanoFLUX left of a tiny FLUX-shaped teacher, exported to Core ML and "
+        "LiteRT, and drawn by PyTorch and by the saved files.",
         rows,
         tuple(bundle.manifest for bundle in bundles),
         tuple(journal.steps),

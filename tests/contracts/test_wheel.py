@@ -53,7 +53,7 @@ def test_every_file_of_a_package_is_inside(wheel: zipfile.ZipFile, package: str)
     assert inside == on_disk
 
 
-def test_recipes_and_the_tiny_checkpoint_are_inside(wheel: zipfile.ZipFile) -> None:
+def test_recipes_and_the_tiny_teacher_are_inside(wheel: zipfile.ZipFile) -> None:
     names = wheel.namelist()
     recipes = [n for n in names if n.startswith("nanoflux_export/recipes/")]
     assets = [n for n in names if n.startswith("nanoflux_mobile/assets/")]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from nanoflux_export.demo import tiny_checkpoint
+from nanoflux_export.demo import tiny_teacher
 from nanoflux_mobile.checkpoint import open_checkpoint
 from nanoflux_mobile.data.captions import examples, held_out
 from nanoflux_mobile.data.scenes import render
@@ -41,7 +41,7 @@ WEIGHTS = {
 
 @pytest.fixture(scope="module")
 def tiny() -> Path:
-    return tiny_checkpoint()
+    return tiny_teacher()
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 pytest.importorskip("litert_torch")
 
 from nanoflux_export.bundle import GOLDEN
-from nanoflux_export.demo import tiny_checkpoint
+from nanoflux_export.demo import tiny_teacher
 from nanoflux_export.families.nanoflux import denoiser_function
 from nanoflux_export.golden import load_golden, probes
 from nanoflux_export.graph import MAIN, Function, MobileGraph
@@ -62,7 +62,7 @@ def on_cpu(path: Path, graph: MobileGraph, inputs: Mapping[str, np.ndarray]):
 
 @pytest.fixture(scope="module")
 def student() -> Student:
-    return make_student(tiny_checkpoint(), load_recipe("tiny-small"))
+    return make_student(tiny_teacher(), load_recipe("tiny-small"))
 
 
 # int8 files differ more in float32, because the CPU also rounds what flows through them.

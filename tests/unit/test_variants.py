@@ -307,7 +307,7 @@ def test_the_overview_of_a_variant_counts_all_it_ships():
     assert row[:4] == (SHIPPED, "1.93 B", "1.78 T\n1.30 T low", "4.58 GB")
 
 
-def test_the_tiny_checkpoint_is_still_told_part_by_part():
+def test_the_tiny_teacher_is_still_told_part_by_part():
     folder = Path(variants.__file__).parent / "assets" / "tiny"
     told = dict(facts(inspect(folder, lint=False)))
     assert told["transformer"].startswith("10,013,712 parameters, 20,027,424 bytes")
