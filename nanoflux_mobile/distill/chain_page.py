@@ -96,7 +96,8 @@ def _table(teacher: StageScores | None, stages: Sequence[Finished]) -> Markup:
     table = element("table", head(COLUMNS, COLUMNS[2:]), element("tbody", *rows))
     lead = (
         "Velocity is the PSNR of the student's velocity against the teacher's on held-out batches, "
-        "in dB. Scenes is the share of held-out prompts drawn right, the mean of GenEval's columns."
+        f"in dB. Scenes is the share of {_prompts(teacher, stages)}held-out prompts drawn right, "
+        "the mean of GenEval's columns."
     )
     return element(
         "section",
@@ -104,6 +105,13 @@ def _table(teacher: StageScores | None, stages: Sequence[Finished]) -> Markup:
         element("p", lead, class_="lead"),
         scroller("Stage by stage", table),
     )
+
+
+def _prompts(teacher: StageScores | None, stages: Sequence[Finished]) -> str:
+    """How many prompts scores are of, "120 or 500 " where calls of the chain differed."""
+    found = [teacher, *(one.scores for one in stages)]
+    counts = sorted({one.trained.prompts for one in found if one and one.trained} - {0})
+    return f"{' or '.join(map(str, counts))} " if counts else ""
 
 
 def _row(name: Markup, scores: StageScores | None, most: int) -> Markup:

@@ -23,10 +23,12 @@ its pictures in another order."""
 @dataclass(frozen=True)
 class Score:
     """How one student does: velocity_db is the PSNR of its velocity against the source's, on
-    held-out batches over all steps, the source's range as peak; scenes are GenEval's columns."""
+    held-out batches over all steps, the source's range as peak; scenes are GenEval's columns over
+    so many prompts, 0 for unknown."""
 
     velocity_db: float
     scenes: Mapping[str, float] | None = None
+    prompts: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def score(desk: Desk, parts: FluxParts, prompts: int) -> Score:
         desk.on_step("scenes", done, total)
 
     found = scene_scores(parts, desk.steps, prompts, desk.device, on_batch=on_batch)
-    return Score(decibels, {"overall": found.overall, **asdict(found)})
+    return Score(decibels, {"overall": found.overall, **asdict(found)}, prompts)
 
 
 @torch.no_grad()

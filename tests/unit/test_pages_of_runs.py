@@ -250,6 +250,17 @@ def test_a_chain_tells_every_stage(tmp_path, finished):
     assert all((tmp_path / str(place)).is_file() for place in runs)
 
 
+def test_the_page_tells_of_how_many_prompts_its_scores_are(tmp_path):
+    found = write_chain(tmp_path, 2)
+    assert "the share of held-out prompts" in Page(chain_page.render(tmp_path, found)).text
+    for one, prompts in zip(stages_of(tmp_path, found), (500, 120), strict=False):
+        whole = Score(30.0, {"overall": 0.8}, prompts)
+        write_scores(one.folder, StageScores({"denoiser": 1000}, None, whole, 1.0))
+    assert (
+        "the share of 120 or 500 held-out prompts" in Page(chain_page.render(tmp_path, found)).text
+    )
+
+
 def test_figures_of_the_table_are_those_of_the_scores(tmp_path):
     found = write_chain(tmp_path, 5)
     page = Page(chain_page.render(tmp_path, found))
