@@ -194,7 +194,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     """
     with _explained(folder, _FULL | _REFUSED):
         folder.mkdir(parents=True, exist_ok=True)
-        held = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         _lock_or_say(held, folder)
         yield

@@ -314,7 +314,11 @@ BAD_PLANS = {
     "an unknown choice": (changed('"2/3"', '"2/3"\nchoose = "last"'), "'last'", "importance"),
     "steps of none": (changed("steps = 2, lr", "steps = 0, lr"), "steps 0", "from 1"),
     "a schedule of none": (changed("steps = 2\n", "steps = 0\n"), "steps 0", "from 1"),
-    "another family": (changed('"nanoflux"', '"snapgen"'), "family snapgen", "nanoflux"),
+    "another family": (
+        changed('"nanoflux"', '"snapgen"'),
+        "family is 'snapgen'",
+        "known: nanoflux",
+    ),
     "no stages": (PLAN.partition("[[stages]]")[0], "at least one [[stages]]"),
     "two of one name": (changed('name = "static-ln"', 'name = "heads"'), "two stages of one name"),
     "cut twice": (
