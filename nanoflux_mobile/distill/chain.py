@@ -75,7 +75,7 @@ def outline(teacher: FluxParts, plan: Plan) -> Iterator[tuple[Stage, FluxParts]]
         before = parts
         try:
             parts = plugins.load(STAGES, stage.cut).outline(before, stage.settings)
-            check_phases(teacher, before, parts, getattr(stage.settings, "train", ()))
+            check_phases(teacher, before, parts, stage.settings)
         except (InputError, ValueError) as problem:
             raise InputError(f"stage {number} of plan {plan.name}, {stage.name}: {problem}") from (
                 problem

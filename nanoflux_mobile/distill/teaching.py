@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -84,11 +84,17 @@ def head_outputs(model: NanoFlux, seen: Mapping[str, Tensor], rows: slice) -> li
     return [joint.unflatten(-1, (heads, -1)) for joint in found]
 
 
-def check_phases(
-    source: FluxParts, before: FluxParts, after: FluxParts, phases: Sequence[Phase]
-) -> None:
+def phases_of(settings: Any) -> Iterator[Phase]:
+    """Every phase among a stage's settings, alone or in a row."""
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        several = value if isinstance(value, tuple) else (value,)
+        yield from (one for one in several if isinstance(one, Phase))
+
+
+def check_phases(source: FluxParts, before: FluxParts, after: FluxParts, settings: Any) -> None:
     """InputError for heads that are to be compared but do not correspond block by block."""
-    for phase in phases:
+    for phase in phases_of(settings):
         teacher = (source if phase.teacher == "source" else before).flux
         blocks = teacher.num_layers, teacher.num_single_layers, teacher.attention_head_dim
         cfg = after.flux

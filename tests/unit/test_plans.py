@@ -175,9 +175,17 @@ def test_baselines_end_where_the_chain_is_after_merging(path):
     assert sum(phase.steps for stage in found.stages for phase in stage.settings.train) == steps
 
 
-@pytest.mark.parametrize("stage", ["features", "merging", "token-downsampling"])
-def test_heads_are_compared_only_where_they_correspond(stage):
-    key = {"features": "features.train.2"}.get(stage, f"{stage}.train.1")
-    found = plan.load("tiny", (f"{key}.head_features=1.0",))
+@pytest.mark.parametrize(
+    "phase",
+    [
+        "features.train.2",
+        "merging.train.1",
+        "token-downsampling.absorb",
+        "token-downsampling.train.1",
+    ],
+)
+def test_heads_are_compared_only_where_they_correspond(phase):
+    stage = phase.split(".")[0]
+    found = plan.load("tiny", (f"{phase}.head_features=1.0",))
     with pytest.raises(InputError, match=rf"plan tiny, {stage}: head_features compares heads"):
         list(chain.outline(load(open_checkpoint(ASSETS)), found))
