@@ -13,7 +13,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
-from nanoflux_export.console import console, gpu_table, parity_table, rows_table, watched
+from nanoflux_export.console import (
+    console,
+    gpu_remarks,
+    gpu_table,
+    parity_table,
+    rows_table,
+    watched,
+)
 from nanoflux_export.findings import explain_finding, explain_unused, lint_errors, told
 from nanoflux_mobile.strict_json import to_plain
 
@@ -181,6 +188,8 @@ def verify(
             screen.print(f"[yellow]note[/yellow] {escape(explain_unused(item))}")
         if found.gpu:
             screen.print(gpu_table(found.gpu))
+        for sentence in gpu_remarks(found.gpu):
+            screen.print(f"[yellow]note[/yellow] {escape(sentence)}")
     if found.failed or found.errors or not all(figure.holds for figure in found.gpu):
         raise typer.Exit(1)
 

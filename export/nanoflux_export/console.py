@@ -62,29 +62,35 @@ def parity_table(title: str, figures: Sequence[Parity]) -> Table:
 
 
 def gpu_table(figures: Sequence[Any]) -> Table:
-    """How every function did on the GPU: where it ran, and how it agrees with the CPU."""
-    table = Table(title="on the GPU", title_justify="left", title_style="bold")
-    for column in ("component", "function", "runs on"):
-        table.add_column(column)
-    for column in ("float32 dB", "half dB"):
-        table.add_column(column, justify="right")
+    """How every function did on the GPU: whether all of it runs there, and agrees with the CPU."""
+    devices = ", ".join(sorted({figure.device for figure in figures if figure.device}))
+    title = escape(f"on the GPU: {devices or 'nothing ran'}")
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for column in ("component", "function", "runs there"):
+        table.add_column(column, no_wrap=True)
+    for column in ("float32 dB / floor", "half dB / floor"):
+        table.add_column(column, justify="right", min_width=10)
     table.add_column("")
     for figure in figures:
-        where = f"{figure.device}, all of it" if figure.fully_accelerated else _partly(figure)
-        told = (
-            "not run" if db is None else f"{db:.1f} (floor {floor:.0f})"
-            for db, floor in (
-                (figure.fp32_db, figure.fp32_floor_db),
-                (figure.half_db, figure.half_floor_db),
-            )
-        )
-        verdict = "[green]holds[/green]" if figure.holds else "[red]does not hold[/red]"
-        table.add_row(figure.component, figure.function, where, *told, verdict)
+        pairs = (figure.fp32_db, figure.fp32_floor_db), (figure.half_db, figure.half_floor_db)
+        told = ("-" if db is None else f"{db:.1f} / {floor:.0f}" for db, floor in pairs)
+        verdict = "[green]holds[/green]" if figure.holds else "[red]fails[/red]"
+        table.add_row(figure.component, figure.function, _extent(figure), *told, verdict)
     return table
 
 
-def _partly(figure: Any) -> str:
-    return escape(f"{figure.device or 'nothing'}; not taken: {'; '.join(figure.on_cpu)}")
+def _extent(figure: Any) -> str:
+    if figure.fp32_db is None:
+        return "no"
+    if figure.half_db is None:
+        return "float32 only"
+    return "all of it" if figure.fully_accelerated else "in part"
+
+
+def gpu_remarks(figures: Sequence[Any]) -> list[str]:
+    """What the delegate says of each function that is not run by it whole."""
+    partial = (figure for figure in figures if not figure.fully_accelerated)
+    return [f"{one.component} {one.function}: {'; '.join(one.on_cpu)}" for one in partial]
 
 
 def rows_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> Table:

@@ -171,6 +171,9 @@ def on_gpu(bundle: Bundle, journal: Journal) -> tuple[GpuFigure, ...]:
     checker = plugins.load(f"nanoflux_export.targets.{name}", "gpu_check")
     with journal.step("run the files on the GPU delegate, shaders compiled first"):
         found: tuple[GpuFigure, ...] = checker.check(
-            bundle.path, bundle.manifest, probes(load_golden(bundle.path / GOLDEN))
+            bundle.path,
+            bundle.manifest,
+            probes(load_golden(bundle.path / GOLDEN)),
+            on_part=journal.part,
         )
     return found

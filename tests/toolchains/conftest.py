@@ -52,9 +52,6 @@ def vulkan() -> Iterator[None]:
         patch.setenv("NANOFLUX_TOOLCHAINS", str(PLACE))
         if gpu.driver() is None:
             missing("a Vulkan driver is not here", str(HERE / "vulkan.sh"))
-        # Mesa's driver in software compiles a shader for each op: small graphs run long before
-        # optimising would pay. The same numbers come out.
-        patch.setenv("GALLIVM_PERF", "nopt")
         yield
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from nanoflux_export.console import gpu_remarks, gpu_table
 from nanoflux_export.targets.litert import gpu, gpu_check
 from nanoflux_export.targets.litert.gpu import Driver, GpuRefusal, GpuRun, driver, run_on_gpu
 from nanoflux_mobile.errors import InputError
@@ -33,6 +35,12 @@ E0000 00:00:1795275609.855097   23197 delegate_webgpu.cc:478] Failed to create \
 litert::ml_drift::DelegateKernelLiteRt: INVALID_ARGUMENT: Unable to parse bc coord for BATCH axis.
 ERROR: Failed to initialize kernel.
 ERROR: Restored original execution plan after delegate application failure.
+"""
+
+LATE = """\
+RuntimeError: TensorBufferWrapper error: code=7, message=ERROR: [litert_tensor_buffer.h:699]
+└ ERROR: [litert/runtime/tensor_buffer.cc:1133]
+└ Failed to lock custom tensor buffer.
 """
 
 
@@ -79,6 +87,9 @@ def test_only_the_child_sees_the_driver(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert made["VK_ICD_FILENAMES"] == "/a.json"
     assert made["LD_LIBRARY_PATH"] == "/libraries:/mine"
     assert made["XDG_RUNTIME_DIR"] == str(tmp_path)
+    assert made["GALLIVM_PERF"] == "nopt"
+    monkeypatch.setenv("GALLIVM_PERF", "no_fp16")
+    assert Driver("/a.json").environment(tmp_path)["GALLIVM_PERF"] == "no_fp16"
 
 
 def test_without_a_driver_one_sentence_says_how_to_get_one(block: Saved) -> None:
@@ -104,6 +115,7 @@ def test_what_a_file_lacks_is_told_before_anything_starts(
         (HALVES, ("BROADCAST_TO: Operation is not supported.", "DEQUANTIZE", "10 op"), True),
         (ALL, ("SLICE: Slicing is unsupported for input with rank > 4", "No op"), False),
         (BUG, ("INVALID_ARGUMENT: Unable to parse bc coord for BATCH axis.",), False),
+        (LATE, ("LiteRT gave up waiting for the GPU",), False),
         ("something else\nthe last line\n", ("the last line",), False),
     ],
 )
@@ -191,3 +203,26 @@ def test_a_file_that_the_delegate_crashes_over_has_no_figures(
     (figure,) = figures(decoder, entry)
     assert figure.on_cpu == ("its process was ended by SIGABRT",)
     assert (figure.fp32_db, figure.half_db, figure.holds) == (None, None, False)
+
+
+def test_the_table_tells_how_far_each_function_runs_and_the_remarks_why() -> None:
+    whole = gpu_check.GpuFigure(
+        "denoiser", "step_full", "a", (), 44.0, 43.0, 33.0, 33.0, 1.0, "a GPU"
+    )
+    late = replace(whole, function="step_low", half_db=None, on_cpu=("gave up",))
+    figures = [whole, late, replace(whole, on_cpu=("TILE: no", "1 of 2")),
+               replace(late, fp32_db=None, device="")]  # fmt: skip
+    screen = Console(record=True, width=100)
+    screen.print(gpu_table(figures))
+    rows = screen.export_text().splitlines()
+    assert rows[0].strip() == "on the GPU: a GPU"
+    told = [row for row in rows if row.startswith("│")]
+    extents = ("all of it", "float32 only", "in part", "no")
+    for row, extent in zip(told, extents, strict=True):
+        assert row.split("│")[3].strip() == extent
+    assert [row.split("│")[-2].strip() for row in told] == ["holds", "fails"] * 2
+    assert gpu_remarks(figures) == [
+        "denoiser step_low: gave up",
+        "denoiser step_full: TILE: no; 1 of 2",
+        "denoiser step_low: gave up",
+    ]

@@ -43,6 +43,11 @@ _RAISED = re.compile(r"^(\w+Error: .+(?:\n└ .+)*)", re.M)
 _CREATING = re.compile(r"^Failed to create \S*DelegateKernel\S*: ")
 _SAY_NOTHING = ("Failed to initialize kernel", "Restored original execution plan")
 _NO_DEVICE = "No adapters found"
+_GAVE_UP = "Failed to lock custom tensor buffer"  # after two minutes, as measured
+_TOO_SLOW = (
+    "LiteRT gave up waiting for the GPU; a driver in software on a busy machine can be that slow, "
+    "so run it again with nothing beside it"
+)
 _LONGEST_WORDS = 200
 
 Tensors = Mapping[str, np.ndarray]
@@ -63,6 +68,9 @@ class Driver:
             "LD_LIBRARY_PATH": os.pathsep.join(filter(None, (*self.libraries, inherited))),
             "XDG_RUNTIME_DIR": str(folder),
             "MESA_SHADER_CACHE_DISABLE": "true",  # else Mesa writes into the user's home
+            # Mesa's driver in software compiles a shader for each op, which takes longer than
+            # running it unoptimised. The same numbers come out.
+            "GALLIVM_PERF": os.environ.get("GALLIVM_PERF", "nopt"),
         }
 
 
@@ -89,7 +97,7 @@ class GpuRefusal(CheckFailed):
     """
 
     def __init__(self, path: Path, words: Sequence[str], *, partly: bool) -> None:
-        super().__init__(f"{path}: LiteRT's GPU delegate does not take it: {'; '.join(words)}")
+        super().__init__(f"{path} does not run on LiteRT's GPU delegate: {'; '.join(words)}")
         self.words, self.partly = tuple(words), partly
 
 
@@ -190,6 +198,8 @@ def _child(path: Path, folder: Path, found: Driver, timeout: float) -> str:
 def _refusal(path: Path, found: Driver, log: str, code: int) -> Exception:
     if _NO_DEVICE in log:
         return InputError(f"the Vulkan driver {found.icd} does not serve LiteRT: {GET_DRIVER}")
+    if _GAVE_UP in log:
+        return GpuRefusal(path, (_TOO_SLOW,), partly=False)
     if words := off_gpu(log):
         return GpuRefusal(path, words, partly=not words[-1].startswith("No "))
     said = [_CREATING.sub("", line) for line in _ERROR.findall(log)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -70,24 +70,30 @@ def check(
     manifest: Manifest,
     probes: Mapping[ComponentName, Sequence[Tensors]],
     timeout: float = 600.0,
+    on_part: Callable[[int, int], None] = lambda done, of: None,
 ) -> tuple[GpuFigure, ...]:
     """How every function of every file of a bundle that is for the GPU does there.
 
     `probes` are inputs of each component, of the first step first (`golden.probes`). Later files of
     a graph take what the CPU made of the earlier ones. Where the delegate does not take some ops,
-    the figures are those of a run that leaves them to the CPU.
+    the figures are those of a run that leaves them to the CPU. `on_part` hears before each function
+    how many are done, of how many.
 
     Raises:
         InputError: no driver, or one that does not answer.
     """
     required_driver()
-    return tuple(
-        figure
+    wanted = [
+        (entry, function)
         for entry in manifest.components
         if entry.compute_unit == UNIT
         for function in entry.functions
-        for figure in _figures(bundle, entry, function, probes[entry.name], timeout)
-    )
+    ]
+    found: list[GpuFigure] = []
+    for done, (entry, function) in enumerate(wanted):
+        on_part(done, len(wanted))
+        found += _figures(bundle, entry, function, probes[entry.name], timeout)
+    return tuple(found)
 
 
 def _figures(
