@@ -17,10 +17,10 @@ from torch import Tensor, nn
 pytest.importorskip("litert_torch")
 
 from nanoflux_export.bundle import GOLDEN
-from nanoflux_export.demo import tiny_teacher
+from nanoflux_export.demo import tiny_student, tiny_teacher
 from nanoflux_export.families.nanoflux import denoiser_function
 from nanoflux_export.golden import load_golden, probes
-from nanoflux_export.graph import MAIN, Function, MobileGraph
+from nanoflux_export.graph import MAIN, STEP_LOW, Function, MobileGraph
 from nanoflux_export.recipe import load_recipe
 from nanoflux_export.student import Student, make_student
 from nanoflux_export.targets.litert import target
@@ -38,6 +38,7 @@ pytestmark = pytest.mark.usefixtures("vulkan")
 HALVED_TABLE = ("text_encoder", "fp16")
 """What is not accelerated whole: the table of token ids, once for each prompt."""
 BLOCKS_DB = 46.0
+STUDENT_DB = 44.0
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -55,9 +56,10 @@ def drawn(function: Function) -> dict[str, np.ndarray]:
     }
 
 
-def on_cpu(path: Path, graph: MobileGraph, inputs: Mapping[str, np.ndarray]):
-    face = graph.functions[MAIN]
-    return target.load(path, Component(graph.name, face.inputs, face.outputs))(inputs)
+def on_cpu(path: Path, graph: MobileGraph, inputs: Mapping[str, np.ndarray], name: str = MAIN):
+    face = graph.functions[name]
+    part = Component(graph.name, face.inputs, face.outputs)
+    return target.load(path, part, function=name)(inputs)
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +120,19 @@ def test_rows_of_a_half_precision_table_are_all_that_the_text_encoder_leaves_to_
     assert words == ["DEQUANTIZE", "EMBEDDING_LOOKUP: EMBEDDING_LOOKUP: Empty quantization params."]
     assert "operations will run on the GPU" in count
     assert refused.value.partly
+
+
+def test_a_low_step_of_the_shipped_student_runs_on_the_gpu_in_both_precisions(
+    tmp_path: Path,
+) -> None:
+    graph = graph_of(make_student(tiny_student(), load_recipe("tiny-small")), "denoiser")
+    path, inputs = tmp_path / "denoiser.tflite", drawn(graph.functions[STEP_LOW])
+    target.write(graph, parse_scheme("int8"), path)
+    expected = on_cpu(path, graph, inputs, STEP_LOW)
+    for half in (False, True):
+        ran = run_on_gpu(path, inputs, function=STEP_LOW, half=half)
+        assert ran.fully_accelerated
+        assert worst_db(ran.outputs, expected) >= STUDENT_DB
 
 
 BLOCKS = FluxConfig(64, 1, 1, 64, 24, 768, 0, False, (16, 24, 24), 1)
