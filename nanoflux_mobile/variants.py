@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from nanoflux_mobile import shipped_toml
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.models.clip import ClipConfig, ClipText
-from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux, Rope
+from nanoflux_mobile.models.nanoflux import NanoFlux
+from nanoflux_mobile.models.nanoflux_config import FluxConfig
+from nanoflux_mobile.models.nanoflux_layers import Rope
 from nanoflux_mobile.models.snapgen import SnapGen, SnapGenConfig
 from nanoflux_mobile.models.t5 import T5Config, T5Encoder
 from nanoflux_mobile.models.tiny_decoder import TinyDecoder, TinyDecoderConfig

@@ -72,7 +72,8 @@ def micro_parts() -> FluxParts:
     from nanoflux_mobile.distill.tiny_tokenizers import captions, train_clip, train_unigram
     from nanoflux_mobile.families.nanoflux import FluxParts, Networks, PooledText
     from nanoflux_mobile.models.clip import ClipConfig, ClipText
-    from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux
+    from nanoflux_mobile.models.nanoflux import NanoFlux
+    from nanoflux_mobile.models.nanoflux_config import FluxConfig
     from nanoflux_mobile.models.t5 import T5Config, T5Encoder
     from nanoflux_mobile.models.vae import Autoencoder, VaeConfig
     from nanoflux_mobile.tokenizer import clip_tokenizer

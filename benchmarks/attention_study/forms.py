@@ -30,7 +30,9 @@ from nanoflux_export.rewrites.head_attention import FORMS, with_attention
 from nanoflux_export.torch_run import torch_runner
 from nanoflux_mobile.checkpoint import open_checkpoint
 from nanoflux_mobile.families import nanoflux
-from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux, rope_tables
+from nanoflux_mobile.models.nanoflux import NanoFlux
+from nanoflux_mobile.models.nanoflux_config import FluxConfig
+from nanoflux_mobile.models.nanoflux_layers import rope_tables
 from nanoflux_mobile.parity import psnr_db
 from nanoflux_mobile.sampler import image_ids, text_ids
 from nanoflux_mobile.spec import Component, parse_scheme

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from nanoflux_mobile import plugins, variants
 from nanoflux_mobile.families import nanoflux, snapgen
-from nanoflux_mobile.models.nanoflux import FluxConfig
+from nanoflux_mobile.models.nanoflux_config import FluxConfig
 from nanoflux_mobile.tokenizer import CLIP_END, CLIP_START, clip_tokenizer, load_tokenizer
 from nanoflux_mobile.variants import Variant
 from nanoflux_mobile.weights import Network, Stored

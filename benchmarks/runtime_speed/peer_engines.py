@@ -21,7 +21,9 @@ from nanoflux_export.graph import MAIN, MobileGraph, one_segment
 from nanoflux_export.targets.litert import target
 from nanoflux_export.targets.litert.convert import convert
 from nanoflux_export.torch_run import Whole
-from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux, Rope, rope_tables
+from nanoflux_mobile.models.nanoflux import NanoFlux
+from nanoflux_mobile.models.nanoflux_config import FluxConfig
+from nanoflux_mobile.models.nanoflux_layers import Rope, rope_tables
 from nanoflux_mobile.sampler import image_ids, text_ids
 from nanoflux_mobile.spec import Component, TensorSpec, parse_scheme
 from nanoflux_mobile.weights import network

@@ -22,7 +22,8 @@ from nanoflux_mobile.compress.heads import top
 from nanoflux_mobile.compress.importance import Importance
 from nanoflux_mobile.compress.narrowing import Along, BlockCut, Cut, keep, narrowed
 from nanoflux_mobile.errors import InputError
-from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux
+from nanoflux_mobile.models.nanoflux import NanoFlux
+from nanoflux_mobile.models.nanoflux_config import FluxConfig
 from nanoflux_mobile.weights import Network
 
 Bases = Sequence[Tensor]

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanoflux_mobile.errors import InputError
-from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux
+from nanoflux_mobile.models.nanoflux import NanoFlux
+from nanoflux_mobile.models.nanoflux_config import FluxConfig
 from nanoflux_mobile.weights import Network, Stored
 
 Runs = tuple[tuple[int, int], ...]

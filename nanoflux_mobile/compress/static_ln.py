@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from nanoflux_mobile.models._blocks import Rows
-from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux
+from nanoflux_mobile.models.nanoflux import NanoFlux
+from nanoflux_mobile.models.nanoflux_config import FluxConfig
 from nanoflux_mobile.weights import Network, in_memory
 
 GUIDANCE = 3.5

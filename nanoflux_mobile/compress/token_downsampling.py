@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.models._blocks import SeparableConv
-from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux
+from nanoflux_mobile.models.nanoflux import NanoFlux
+from nanoflux_mobile.models.nanoflux_config import FluxConfig
 from nanoflux_mobile.weights import Network, Stored, Weights
 
 RESAMPLERS = ("downsampler.", "upsampler.")

@@ -14,7 +14,9 @@ from nanoflux_mobile.distill.learning import TrainConfig
 from nanoflux_mobile.distill.lessons import STRIDE, TEXT_TOKENS, CaptionedScenes, Words, unit
 from nanoflux_mobile.distill.trainer import Lesson, train
 from nanoflux_mobile.models.clip import ClipText
-from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux, Rope, modulate, rope_tables
+from nanoflux_mobile.models.nanoflux import NanoFlux
+from nanoflux_mobile.models.nanoflux_config import FluxConfig
+from nanoflux_mobile.models.nanoflux_layers import Rope, modulate, rope_tables
 from nanoflux_mobile.models.t5 import T5Encoder
 from nanoflux_mobile.models.vae import Autoencoder
 

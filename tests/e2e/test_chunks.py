@@ -33,7 +33,8 @@ from nanoflux_mobile.checkpoint import open_checkpoint
 from nanoflux_mobile.device import load_device
 from nanoflux_mobile.families import nanoflux
 from nanoflux_mobile.manifest import ComponentEntry
-from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux
+from nanoflux_mobile.models.nanoflux import NanoFlux
+from nanoflux_mobile.models.nanoflux_config import FluxConfig
 from nanoflux_mobile.models.t5 import T5Config, T5Encoder
 from nanoflux_mobile.models.taesd import TaesdConfig, TaesdDecoder
 from nanoflux_mobile.parity import psnr_db

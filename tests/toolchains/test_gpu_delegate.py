@@ -28,7 +28,9 @@ from nanoflux_export.targets.litert.convert import convert
 from nanoflux_export.targets.litert.gpu import GpuRefusal, run_on_gpu
 from nanoflux_export.targets.litert.gpu_check import check, worst_db
 from nanoflux_mobile.manifest import read_manifest
-from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux, rope_tables
+from nanoflux_mobile.models.nanoflux import NanoFlux
+from nanoflux_mobile.models.nanoflux_config import FluxConfig
+from nanoflux_mobile.models.nanoflux_layers import rope_tables
 from nanoflux_mobile.sampler import image_ids, text_ids
 from nanoflux_mobile.spec import Component, parse_scheme
 from nanoflux_mobile.weights import network

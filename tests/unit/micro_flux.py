@@ -12,7 +12,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux, rope_tables
+from nanoflux_mobile.models.nanoflux import NanoFlux
+from nanoflux_mobile.models.nanoflux_config import FluxConfig
+from nanoflux_mobile.models.nanoflux_layers import rope_tables
 from nanoflux_mobile.models.token_resampling import low_ids
 from nanoflux_mobile.weights import Network, Stored, network
 

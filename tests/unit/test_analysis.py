@@ -35,7 +35,9 @@ from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.families.nanoflux import FluxParts, load, pooled_text
 from nanoflux_mobile.families.nanoflux.flow import Noised
 from nanoflux_mobile.families.nanoflux.flow import Path as FlowPath
-from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux, rope_tables
+from nanoflux_mobile.models.nanoflux import NanoFlux
+from nanoflux_mobile.models.nanoflux_config import FluxConfig
+from nanoflux_mobile.models.nanoflux_layers import rope_tables
 from nanoflux_mobile.parity import psnr_db
 from nanoflux_mobile.weights import network
 

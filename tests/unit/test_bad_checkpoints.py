@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from nanoflux_mobile.checkpoint import open_checkpoint, read_json, sizes
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.families import nanoflux as family
-from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux
+from nanoflux_mobile.models.nanoflux import NanoFlux
+from nanoflux_mobile.models.nanoflux_config import FluxConfig
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 INDEX = f"{TRANSFORMER}.index.json"

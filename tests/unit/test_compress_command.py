@@ -19,7 +19,8 @@ from nanoflux_mobile.distill import chain, progress, scoring, teaching
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.families.nanoflux import FluxParts, Networks, PooledText, load, save
 from nanoflux_mobile.models.clip import ClipConfig, ClipText
-from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux
+from nanoflux_mobile.models.nanoflux import NanoFlux
+from nanoflux_mobile.models.nanoflux_config import FluxConfig
 from nanoflux_mobile.models.t5 import T5Config, T5Encoder
 from nanoflux_mobile.models.vae import Autoencoder, VaeConfig
 from nanoflux_mobile.safetensors_file import read_safetensors

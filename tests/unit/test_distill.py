@@ -22,7 +22,9 @@ from nanoflux_mobile.data.scenes import BACKGROUNDS, COLOURS, SHAPES, cells, ren
 from nanoflux_mobile.distill.answers import Answers, as_kept
 from nanoflux_mobile.distill.muon import Muon, orthogonalise
 from nanoflux_mobile.distill.tiny_teacher import CLASSES, Pupil, routed
-from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux, rope_tables
+from nanoflux_mobile.models.nanoflux import NanoFlux
+from nanoflux_mobile.models.nanoflux_config import FluxConfig
+from nanoflux_mobile.models.nanoflux_layers import rope_tables
 
 NEAR_ONE = (0.65, 1.25)
 """Five quintic steps do not converge: the published coefficients end between 0.7 and 1.2."""

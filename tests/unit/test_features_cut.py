@@ -23,7 +23,9 @@ from nanoflux_mobile.compress.features import (
 )
 from nanoflux_mobile.compress.importance import Importance, measure
 from nanoflux_mobile.errors import InputError
-from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux, rope_tables
+from nanoflux_mobile.models.nanoflux import NanoFlux
+from nanoflux_mobile.models.nanoflux_config import FluxConfig
+from nanoflux_mobile.models.nanoflux_layers import rope_tables
 from nanoflux_mobile.weights import Network, held
 from tests.unit.micro_flux import FLOAT32, FORMS, MICRO, make, runs, unread, velocity
 

@@ -40,7 +40,8 @@ from nanoflux_export.tape import Lazy, Tape
 from nanoflux_export.torch_run import torch_runner
 from nanoflux_mobile.families.nanoflux import FluxParts, Networks
 from nanoflux_mobile.models.clip import ClipConfig, ClipText
-from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux
+from nanoflux_mobile.models.nanoflux import NanoFlux
+from nanoflux_mobile.models.nanoflux_config import FluxConfig
 from nanoflux_mobile.models.snapgen import STUDENT, SnapGen, TransformerBlock
 from nanoflux_mobile.models.t5 import T5Config, T5Encoder
 from nanoflux_mobile.models.vae import Autoencoder, PixelAttention, VaeConfig

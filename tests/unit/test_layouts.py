@@ -27,7 +27,8 @@ from nanoflux_mobile.checkpoint import Checkpoint, open_checkpoint, save_part
 from nanoflux_mobile.compress.static_ln import to_static
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.families import nanoflux as family
-from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux
+from nanoflux_mobile.models.nanoflux import NanoFlux
+from nanoflux_mobile.models.nanoflux_config import FluxConfig
 from nanoflux_mobile.safetensors_file import FLOATS, read_safetensors, write_safetensors
 from nanoflux_mobile.scaled_weights import unscaled
 from nanoflux_mobile.weight_files import read_weights

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.lora import Lora, fuse, read_lora
-from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux
+from nanoflux_mobile.models.nanoflux import NanoFlux
+from nanoflux_mobile.models.nanoflux_config import FluxConfig
 from nanoflux_mobile.weights import Stored, Weights, held, in_memory
 
 ROUNDING = 1e-5

@@ -21,7 +21,8 @@ from nanoflux_mobile.compress.merging import (
     similar_runs,
 )
 from nanoflux_mobile.errors import InputError
-from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux
+from nanoflux_mobile.models.nanoflux import NanoFlux
+from nanoflux_mobile.models.nanoflux_config import FluxConfig
 from nanoflux_mobile.weights import Network, network
 from tests.unit.micro_flux import FLOAT32, FORMS, MICRO, TEXT, make, unread, velocity
 

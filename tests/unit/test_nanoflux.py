@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from nanoflux_mobile.checkpoint import load_weights, read_json, sizes
 from nanoflux_mobile.compress.static_ln import step_rows, to_static
 from nanoflux_mobile.errors import InputError
-from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux, Rope, rope_tables, rotate
+from nanoflux_mobile.models.nanoflux import NanoFlux
+from nanoflux_mobile.models.nanoflux_config import FluxConfig
+from nanoflux_mobile.models.nanoflux_layers import Rope, rope_tables, rotate
 from nanoflux_mobile.models.token_resampling import Downsampler, Upsampler, low_ids
 from nanoflux_mobile.weights import network
 

@@ -18,7 +18,8 @@ from nanoflux_mobile.compress.merging import merged, one_run
 from nanoflux_mobile.compress.narrowing import BlockCut, Cut, keep, narrowed
 from nanoflux_mobile.compress.static_ln import to_static
 from nanoflux_mobile.compress.token_downsampling import downsampled
-from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux
+from nanoflux_mobile.models.nanoflux import NanoFlux
+from nanoflux_mobile.models.nanoflux_config import FluxConfig
 from nanoflux_mobile.weights import Network, Stored
 from tests.unit.micro_flux import FLOAT32, FORMS, MICRO, make, runs, unread, velocity
 

@@ -17,7 +17,8 @@ from nanoflux_mobile.distill.scoring import parameters
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.families.nanoflux import FluxParts, Networks, PooledText, load
 from nanoflux_mobile.models.clip import ClipConfig, ClipText
-from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux
+from nanoflux_mobile.models.nanoflux import NanoFlux
+from nanoflux_mobile.models.nanoflux_config import FluxConfig
 from nanoflux_mobile.models.t5 import T5Config, T5Encoder
 from nanoflux_mobile.models.vae import Autoencoder, VaeConfig
 from nanoflux_mobile.tokenizer import load_tokenizer

@@ -26,7 +26,9 @@ from nanoflux_mobile.compress.redundancy import (
 )
 from nanoflux_mobile.distill.teaching import attention_outputs, head_outputs
 from nanoflux_mobile.errors import InputError
-from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux, rope_tables
+from nanoflux_mobile.models.nanoflux import NanoFlux
+from nanoflux_mobile.models.nanoflux_config import FluxConfig
+from nanoflux_mobile.models.nanoflux_layers import rope_tables
 
 MICRO = FluxConfig(
     in_channels=4,

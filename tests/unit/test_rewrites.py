@@ -32,7 +32,9 @@ from nanoflux_export.torch_run import torch_runner
 from nanoflux_mobile.checkpoint import open_checkpoint
 from nanoflux_mobile.families import nanoflux as family
 from nanoflux_mobile.families.nanoflux import FluxParts, Networks
-from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux, Rope, rope_tables, rotate
+from nanoflux_mobile.models.nanoflux import NanoFlux
+from nanoflux_mobile.models.nanoflux_config import FluxConfig
+from nanoflux_mobile.models.nanoflux_layers import Rope, rope_tables, rotate
 from nanoflux_mobile.models.t5 import T5Config, T5Encoder
 from nanoflux_mobile.models.taesd import TaesdConfig, TaesdDecoder
 from nanoflux_mobile.models.tiny_decoder import TinyDecoder, TinyDecoderConfig

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux
+from nanoflux_mobile.models.nanoflux import NanoFlux
+from nanoflux_mobile.models.nanoflux_config import FluxConfig
 from nanoflux_mobile.models.vae import Autoencoder, VaeConfig
 from nanoflux_mobile.sizing import BlockSize, Sizes, blocks_of, folded, measure
 

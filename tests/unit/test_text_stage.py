@@ -37,7 +37,8 @@ from nanoflux_mobile.distill.stages.text import Settings, Span
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.families.nanoflux import T5_KEYS, FluxParts, Networks, noise_levels
 from nanoflux_mobile.families.nanoflux.flow import Clean, path_of, velocity
-from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux
+from nanoflux_mobile.models.nanoflux import NanoFlux
+from nanoflux_mobile.models.nanoflux_config import FluxConfig
 from nanoflux_mobile.models.t5 import T5Config, T5Encoder
 from nanoflux_mobile.models.vae import Autoencoder, VaeConfig
 from nanoflux_mobile.sampler import euler

@@ -15,7 +15,8 @@ from torch import Tensor
 from nanoflux_mobile.compress.importance import inputs_of
 from nanoflux_mobile.compress.token_downsampling import downsampled
 from nanoflux_mobile.errors import InputError
-from nanoflux_mobile.models.nanoflux import NanoFlux, modulate
+from nanoflux_mobile.models.nanoflux import NanoFlux
+from nanoflux_mobile.models.nanoflux_layers import modulate
 from nanoflux_mobile.weights import Network, held
 from tests.unit.micro_flux import (
     FLOAT32,

@@ -39,7 +39,8 @@ from nanoflux_mobile.distill.learning import (
 from nanoflux_mobile.distill.run_files import check_identity, read_rows
 from nanoflux_mobile.distill.trainer import averaged_state, train
 from nanoflux_mobile.errors import CheckFailed, InputError
-from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux
+from nanoflux_mobile.models.nanoflux import NanoFlux
+from nanoflux_mobile.models.nanoflux_config import FluxConfig
 from nanoflux_mobile.models.tiny_decoder import SeparableConv
 
 

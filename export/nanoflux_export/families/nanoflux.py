@@ -33,7 +33,9 @@ from nanoflux_export.mobile.text_encoder import BiasedBlock, MobileEmbedding, Mo
 from nanoflux_export.mobile.token_resampling import DownStage, SkipUpStage, UpStage
 from nanoflux_export.tape import Lazy, Tape
 from nanoflux_mobile.families.nanoflux import FluxParts, joint_rope, low_rope
-from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux, Rope
+from nanoflux_mobile.models.nanoflux import NanoFlux
+from nanoflux_mobile.models.nanoflux_config import FluxConfig
+from nanoflux_mobile.models.nanoflux_layers import Rope
 from nanoflux_mobile.models.t5 import T5Config, position_bias
 from nanoflux_mobile.models.token_resampling import half_grid, square_grid
 from nanoflux_mobile.spec import ComponentName, TensorSpec

@@ -17,7 +17,7 @@ from nanoflux_export.rewrites.conv1x1 import conv1x1
 from nanoflux_export.rewrites.half_split_rope import evens_first, evens_first_rows, rotate_halves
 from nanoflux_export.rewrites.head_attention import HeadAttention, split_heads
 from nanoflux_export.rewrites.scale_folding import LinearPath
-from nanoflux_mobile.models.nanoflux import (
+from nanoflux_mobile.models.nanoflux_layers import (
     Attention,
     DoubleBlock,
     FeedForward,

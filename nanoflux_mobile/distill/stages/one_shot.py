@@ -18,7 +18,8 @@ from nanoflux_mobile.distill.desk import Desk, with_network
 from nanoflux_mobile.distill.plan import share_of
 from nanoflux_mobile.distill.teaching import Phase, taught
 from nanoflux_mobile.families.nanoflux import FluxParts
-from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux
+from nanoflux_mobile.models.nanoflux import NanoFlux
+from nanoflux_mobile.models.nanoflux_config import FluxConfig
 from nanoflux_mobile.weights import network
 
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from nanoflux_mobile.compress.static_ln import GUIDANCE
 from nanoflux_mobile.families.nanoflux.opening import FluxParts
 from nanoflux_mobile.families.nanoflux.running import joint_rope, low_rope, noise_levels
-from nanoflux_mobile.models.nanoflux import NanoFlux, Rope
+from nanoflux_mobile.models.nanoflux import NanoFlux
+from nanoflux_mobile.models.nanoflux_layers import Rope
 from nanoflux_mobile.models.token_resampling import Grid
 
 

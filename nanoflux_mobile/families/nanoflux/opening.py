@@ -15,7 +15,8 @@ from nanoflux_mobile.decoders import open_decoder, picture_side, positive
 from nanoflux_mobile.drawing import Canvas
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.models.clip import ClipConfig, ClipText
-from nanoflux_mobile.models.nanoflux import FluxConfig, NanoFlux
+from nanoflux_mobile.models.nanoflux import NanoFlux
+from nanoflux_mobile.models.nanoflux_config import FluxConfig
 from nanoflux_mobile.models.t5 import T5Config, T5Encoder
 from nanoflux_mobile.tokenizer import load_tokenizer
 from nanoflux_mobile.weight_files import SAME, KeyMap

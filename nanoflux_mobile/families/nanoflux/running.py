@@ -13,7 +13,7 @@ from nanoflux_mobile.compress.static_ln import step_rows, to_static
 from nanoflux_mobile.drawing import Graphs, Runner
 from nanoflux_mobile.errors import InputError
 from nanoflux_mobile.families.nanoflux.opening import FluxParts, PooledText
-from nanoflux_mobile.models.nanoflux import Rope, rope_tables
+from nanoflux_mobile.models.nanoflux_layers import Rope, rope_tables
 from nanoflux_mobile.models.token_resampling import Grid, low_ids
 from nanoflux_mobile.sampler import Schedule, image_ids, schedule, text_ids
 from nanoflux_mobile.tokenizer import CLIP_END, encode, encode_prompt
