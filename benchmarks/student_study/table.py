@@ -3,9 +3,10 @@
     python benchmarks/student_study/table.py --count 500 build/tiny [build/deletion ...]
 
 Each argument is a folder of `nanoflux compress`. A stage gives two rows, the student straight after
-its cut and after training; the first row is the teacher. Scores are of PyTorch on held-out prompts,
-ten Euler steps; sizes are of what a phone runs; a step is the exported int8 LiteRT denoiser on this
-machine's CPU, median of 30 runs on one thread, rows in turns so that a busy machine favours none.
+its cut and after training; the first row is the teacher. A stage that chains share is listed once,
+under the first of them. Scores are of PyTorch on held-out prompts, ten Euler steps; sizes are of
+what a phone runs; a step is the exported int8 LiteRT denoiser on this machine's CPU, median of 30
+runs on one thread, rows in turns so that a busy machine favours none.
 Finished rows are kept in --cache and not scored again.
 """
 
@@ -149,11 +150,15 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("build/student-study"))
     told = parser.parse_args()
     found = list(checkpoints(told.chains))
-    rows, timed = [], []
+    listed: dict[str, Row] = {}
+    timed: list[Timed] = []
     for number, (name, path) in enumerate(found, 1):
         print(f"{number} of {len(found)}  {name}", file=sys.stderr, flush=True)
-        rows.append(scored(name, path, told.count, told.cache))
-        timed.append(exported(path, told.cache / "files"))
+        row = scored(name, path, told.count, told.cache)
+        if row.digest not in listed:
+            listed[row.digest] = row
+            timed.append(exported(path, told.cache / "files"))
+    rows = list(listed.values())
     rounds = [[one.milliseconds() for one in timed] for _ in range(ROUNDS)]
     columns = list(rows[0].scores)
     print(f"{'':36}{'total':>9}{'denoiser':>10}{'MMAC':>7}{'ms':>8}" + "".join(
