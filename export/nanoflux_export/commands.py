@@ -170,15 +170,16 @@ def verify(
     Example: nanoflux verify build/tiny-small-coreml
     """
     from nanoflux_export.bundle import open_bundle
-    from nanoflux_export.verify import on_gpu
+    from nanoflux_export.verify import gpu_checker, on_gpu
     from nanoflux_export.verify import verify as run_verify
 
     screen = console()
     with screen.status("checking hashes") as status:
         opened, journal = open_bundle(bundle), watched(screen, status)
+        checker = gpu_checker(opened) if gpu else None
         found = run_verify(opened, journal)
-        if gpu:
-            found = replace(found, gpu=on_gpu(opened, journal))
+        if checker:
+            found = replace(found, gpu=on_gpu(opened, checker, journal))
     if as_json:
         _print_json(found)
     else:

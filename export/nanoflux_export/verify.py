@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -157,8 +157,8 @@ def verify(bundle: Bundle, journal: Journal) -> Verification:
     return Verification(figures, findings, unused(findings, manifest.suppress))
 
 
-def on_gpu(bundle: Bundle, journal: Journal) -> tuple[GpuFigure, ...]:
-    """How the files that are for a GPU do on one, in the runtime's own delegate.
+def gpu_checker(bundle: Bundle) -> Any:
+    """What checks the bundle's files on a GPU, as `on_gpu` takes it.
 
     InputError for a target whose GPU does not run here, or without a Vulkan driver.
     """
@@ -169,6 +169,12 @@ def on_gpu(bundle: Bundle, journal: Journal) -> tuple[GpuFigure, ...]:
             "verify it without --gpu"
         )
     checker = plugins.load(f"nanoflux_export.targets.{name}", "gpu_check")
+    checker.required_driver()
+    return checker
+
+
+def on_gpu(bundle: Bundle, checker: Any, journal: Journal) -> tuple[GpuFigure, ...]:
+    """How the files that are for a GPU do on one, in the runtime's own delegate."""
     with journal.step("run the files on the GPU delegate, shaders compiled first"):
         found: tuple[GpuFigure, ...] = checker.check(
             bundle.path,

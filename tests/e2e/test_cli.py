@@ -138,6 +138,17 @@ def test_only_litert_has_an_accelerator_that_runs_here(cli, micro) -> None:
     ended = cli("verify", micro.bundles["coreml"], "--gpu")
     assert ended.code == 3
     assert "verify it without --gpu" in ended.err
+    assert "run denoiser" not in ended.err  # told before any work
+
+
+def test_a_missing_driver_is_told_before_any_work(cli, micro, monkeypatch, tmp_path: Path) -> None:
+    for variable in ("NANOFLUX_VULKAN_ICD", "VK_ICD_FILENAMES"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("NANOFLUX_TOOLCHAINS", str(tmp_path))
+    ended = cli("verify", micro.bundles["litert"], "--gpu")
+    assert ended.code == 3
+    assert "tests/toolchains/vulkan.sh" in " ".join(ended.err.split())
+    assert "run denoiser" not in ended.err
 
 
 @pytest.mark.parametrize("kind", ["checkpoint", "coreml", "litert"])
