@@ -158,7 +158,7 @@ def verify(bundle: Bundle, journal: Journal) -> Verification:
 
 
 def gpu_checker(bundle: Bundle) -> Any:
-    """What checks the bundle's files on a GPU, as `on_gpu` takes it.
+    """The target's gpu_check module, which has `required_driver` and `check`, as `on_gpu` takes it.
 
     InputError for a target whose GPU does not run here, or without a Vulkan driver.
     """

@@ -128,6 +128,7 @@ def test_verify_shows_every_figure(cli, micro, target: str) -> None:
     found = json.loads(ended.out)
     manifest = json.loads((micro.bundles[target] / "manifest.json").read_text("utf-8"))
     assert ended.code == 0
+    assert "run denoiser" in ended.err
     assert found == {
         **{"parity": manifest["parity"], "lint": manifest["lint"]},
         **{"unused": [], "gpu": []},

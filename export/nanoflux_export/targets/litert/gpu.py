@@ -43,7 +43,7 @@ _RAISED = re.compile(r"^(\w+Error: .+(?:\n└ .+)*)", re.M)
 _CREATING = re.compile(r"^Failed to create \S*DelegateKernel\S*: ")
 _SAY_NOTHING = ("Failed to initialize kernel", "Restored original execution plan")
 _NO_DEVICE = "No adapters found"
-_GAVE_UP = "Failed to lock custom tensor buffer"  # after two minutes, as measured
+_GAVE_UP = "Failed to lock custom tensor buffer"  # after about two minutes
 _TOO_SLOW = (
     "LiteRT gave up waiting for the GPU; a driver in software on a busy machine can be that slow, "
     "so run it again with nothing beside it"
